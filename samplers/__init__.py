@@ -1,0 +1,1 @@
+"""Maths at inference time: torch only, nothing of ComfyUI, nothing of diffusers."""

@@ -1,0 +1,101 @@
+"""Every solver, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from math import ceil
+
+from ..core import Knob, check_sigmas, complete
+from .lambda_ddim import sample_lambda_ddim
+from .momentum import sample_ghvb, sample_heavy_ball, sample_nesterov
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver as users meet it: checks their input, then calls ``sample``. Takes the place of a k-diffusion sampler."""
+
+    sample: Callable
+    family: str
+    title: str
+    order: Callable[[dict], int]  # of convergence on uneven steps, given all the knobs: order of accuracy in 1 / steps
+    evaluations: int  # model calls per step
+    stochastic: bool
+    source: str
+    good_for: str
+    knobs: tuple[Knob, ...] = ()
+
+    @property
+    def needs_path(self):
+        return "path" in signature(self.sample).parameters
+
+    def declared_order(self, **knobs):
+        return self.order(complete(self.knobs, knobs))
+
+    def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None, *, path=None, **knobs):
+        check_sigmas(sigmas)
+        settings = complete(self.knobs, knobs)
+        if self.needs_path:
+            if path is None:
+                raise ValueError(f"{self.title} needs path=: how this model mixes signal and noise at each sigma.")
+            if path.is_flow and sigmas[0] > 1:
+                raise ValueError(f"sigmas[0] is {sigmas[0]:g}: on a flow model sigmas lie in [0, 1].")
+            settings["path"] = path
+        return self.sample(model, x, sigmas, extra_args, callback, disable, **settings)
+
+
+MOMENTUM_SOURCE = "Wizadwongsa et al. 2023, arXiv:2307.11118"
+
+VARIABLE_STEP = Knob(
+    "variable_step", False, "Weigh past steps by their real, uneven lengths, so that order 3 and above is reached on any "
+    "scheduler. Off = as published: every step counted as equally long.", advanced=True,
+)
+
+
+def order_knob(whole):
+    return Knob(
+        "order", 2.5, f"How many past steps to use, with momentum from the fraction: the smaller the fraction, the more. "
+        f"{whole} The paper's useful range is 1.5 to 3.5; lower is steadier at few steps and high CFG.",
+        min=0.1, max=5.0, step=0.1,
+    )
+
+
+def adams_order(knobs):
+    """Warm-up and uneven steps hold published weights, made for even steps, to order 2."""
+    k = ceil(knobs["order"])
+    return k if knobs["variable_step"] else min(k, 2)
+
+
+def averaged_order(knobs):
+    return adams_order(knobs) if knobs["order"] == ceil(knobs["order"]) else 1
+
+
+WHOLE = "A whole number = no momentum: 1 is Euler, 2 to 4 are ipndm."
+
+SOLVERS = {
+    "ghvb": Solver(
+        sample_ghvb, "momentum", "GHVB momentum", adams_order, 1, False, MOMENTUM_SOURCE,
+        "few steps at high CFG where multistep solvers burn or ring, without losing their order",
+        (order_knob(WHOLE), VARIABLE_STEP),
+    ),
+    "heavy_ball": Solver(
+        sample_heavy_ball, "momentum", "Heavy-ball momentum", averaged_order, 1, False, MOMENTUM_SOURCE,
+        "the strongest damping of artefacts at few steps and high CFG",
+        (order_knob(WHOLE), VARIABLE_STEP),
+    ),
+    "nesterov": Solver(
+        sample_nesterov, "momentum", "Nesterov momentum", averaged_order, 1, False, MOMENTUM_SOURCE,
+        "damping between heavy ball and none",
+        (order_knob(WHOLE), VARIABLE_STEP),
+    ),
+    "lambda_ddim": Solver(
+        sample_lambda_ddim, "conjugate", "Lambda-DDIM", lambda knobs: 1, 1, False,
+        "Pandey, Rudolph and Mandt 2023, arXiv:2310.07894",
+        "a DDIM whose first-order error can be tuned away for one model at 10 steps or fewer",
+        (
+            Knob(
+                "lambda_c", 0.0, "Strength of the change of variable. 0 = DDIM, the same as Euler. Useful values are small "
+                "and depend on the model: try -0.5 to 0.5.", min=-1.0, max=1.0, step=0.01,
+            ),
+        ),
+    ),
+}
