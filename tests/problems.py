@@ -1,0 +1,122 @@
+"""Denoisers whose answer is known: the data distribution is given, so the best denoiser and the exact ODE end point are.
+
+Each works on any Path: x = alpha x0 + sigma eps, alpha = 1 on VE paths and 1 - sigma on flow.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from comfyui_distillery.samplers.core import append_dims
+from comfyui_distillery.samplers.path import Path
+
+EPS, FLOW = Path("eps"), Path("flow")
+PATHS = {"eps": EPS, "flow": FLOW}
+
+
+def number(value):
+    """A float64 scalar: torch.tensor(0.98) alone has only 7 digits."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data N(mean, std^2), a different mean and std in every element; mean and std have a batch axis of 1."""
+
+    path: Path
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def _marginal(self, x, sigma):
+        sigma = append_dims(sigma, x)
+        alpha = self.path.alpha(sigma)
+        return alpha, alpha * self.mean, torch.hypot(alpha * self.std, sigma)
+
+    def __call__(self, x, sigma):
+        alpha, mean, std = self._marginal(x, sigma)
+        return self.mean + alpha * self.std**2 / std**2 * (x - mean)
+
+    def exact(self, x, sigma, sigma_next):
+        """Where the probability-flow ODE takes x: every element keeps its distance from the mean in std's."""
+        _, mean, std = self._marginal(x, sigma)
+        _, mean_next, std_next = self._marginal(x, sigma_next)
+        return mean_next + std_next * (x - mean) / std
+
+    def start(self, sigma, batch=3, seed=0):
+        noise = randn(batch, *self.mean.shape[1:], seed=seed).to(self.mean)
+        _, mean, std = self._marginal(noise, sigma)
+        return mean + std * noise
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Data from a few equal, round Gaussians: a curved ODE. centres is (K, *item)."""
+
+    path: Path
+    centres: torch.Tensor
+    std: float
+
+    def __call__(self, x, sigma):
+        sigma = append_dims(sigma.expand(len(x)), x)[:, None]
+        alpha = self.path.alpha(sigma)
+        gap = x[:, None] - alpha * self.centres
+        variance = (alpha * self.std) ** 2 + sigma**2
+        weight = torch.softmax((-(gap**2) / (2 * variance)).flatten(2).sum(2), dim=1)
+        denoised = self.centres + alpha * self.std**2 / variance * gap
+        return torch.einsum("bk,bk...->b...", weight, denoised)
+
+    def start(self, sigma, batch=4, seed=0):
+        noise = randn(batch, *self.centres.shape[1:], seed=seed)
+        data = self.centres[torch.arange(batch) % len(self.centres)] + self.std * randn(*noise.shape, seed=seed + 1)
+        return self.path.alpha(sigma) * data + sigma * noise
+
+    def exact(self, x, sigma, sigma_next, steps=3000):
+        """Classical Runge-Kutta 4 in even steps of log VE sigma, good to 1e-12 here."""
+        x, ve = self.path.to_ve(x, sigma)
+        log_ve = torch.linspace(ve.log(), self.path.to_ve(x, sigma_next)[1].log(), steps + 1, dtype=x.dtype)
+
+        def slope(x, log_ve):  # dx / dlog(sigma) = x - denoised
+            back, s = self.path.from_ve(x, log_ve.exp())
+            return x - self(back, s)
+
+        for a, b in pairwise(log_ve):
+            h = b - a
+            k1 = slope(x, a)
+            k2 = slope(x + h / 2 * k1, a + h / 2)
+            k3 = slope(x + h / 2 * k2, a + h / 2)
+            k4 = slope(x + h * k3, b)
+            x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return self.path.from_ve(x, log_ve[-1].exp())[0]
+
+
+def gaussian(path, shape=(2, 3, 2), dtype=torch.float64):
+    """Stds from 0.4 to 1.6, means from -1 to 1."""
+    count = math.prod(shape)
+    return Gaussian(
+        path,
+        torch.linspace(-1, 1, count, dtype=dtype).view(1, *shape),
+        torch.linspace(0.4, 1.6, count, dtype=dtype).flip(0).view(1, *shape),
+    )
+
+
+def mixture(path):
+    """Three clumps in two dimensions."""
+    return Mixture(path, torch.tensor([[1.0, 0.5], [-1.0, 0.8], [0.2, -1.2]], dtype=torch.float64).view(3, 2, 1, 1), 0.4)
+
+
+def graded(n, top, bottom, power=2.5):
+    """n steps, smooth in i/n, that start very small: Euler's error in a multistep method's first step then fades faster
+    than the error of the method itself, which is what is to be measured."""
+    return top * (bottom / top) ** (torch.linspace(0, 1, n + 1, dtype=torch.float64) ** power)
+
+
+def convergence(errors, counts):
+    """Slope of log error against log 1/n: the order of convergence."""
+    x, y = -torch.tensor(counts).double().log(), torch.tensor(errors).double().log()
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())

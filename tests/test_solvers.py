@@ -1,0 +1,220 @@
+"""Every solver in SOLVERS: declared order against exact answers, and what a caller may rely on."""
+
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from comfyui_distillery.samplers.core import check_sigmas, to_d
+from comfyui_distillery.samplers.solvers import SOLVERS
+
+from .problems import EPS, FLOW, PATHS, convergence, gaussian, graded, mixture, number, randn
+
+AVERAGED = [{"order": 0.8}, {"order": 1.5}, {"order": 2.5}, {"order": 3.0, "variable_step": True}]
+SETTINGS = {  # one row per solver: the knobs whose order of convergence is measured
+    "ghvb": [{"order": o} for o in (0.8, 1.0, 1.5, 2.0, 4.0)]
+    + [{"order": o, "variable_step": True} for o in (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)],
+    "heavy_ball": AVERAGED,
+    "nesterov": AVERAGED,
+    "lambda_ddim": [{"lambda_c": value} for value in (-0.5, -0.3, 0.0, 0.5, 1.0)],
+}
+EULER = {"ghvb": {"order": 1.0}, "heavy_ball": {"order": 1.0}, "nesterov": {"order": 1.0}, "lambda_ddim": {}}
+RANGE = {"eps": (10.0, 0.5), "flow": (0.98, 0.2)}  # where orders are measured
+SIGMAS = {"eps": [14.6, 6.0, 2.0, 0.7, 0.2, 0.0], "flow": [1.0, 0.9, 0.7, 0.4, 0.1, 0.0]}
+SHAPES = [(2, 3, 2), (2, 3, 4, 2), (1, 24)]  # image, video, packed
+
+every_solver = pytest.mark.parametrize("key", SOLVERS)
+every_path = pytest.mark.parametrize("name", PATHS)
+
+
+def run(key, name, model, x, sigmas, **kwargs):
+    sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+    return SOLVERS[key](model, x, sigmas, path=PATHS[name], **kwargs)
+
+
+@cache
+def solved(problem, name):
+    """A model, a start, and where the exact ODE takes it."""
+    model = problem(PATHS[name])
+    top, bottom = map(number, RANGE[name])
+    x = model.start(top)
+    return model, x, model.exact(x, top, bottom)
+
+
+def euler(model, x, sigmas):
+    for sigma, sigma_next in pairwise(sigmas):
+        x = x + (sigma_next - sigma) * to_d(x, sigma, model(x, sigma.expand(len(x))))
+    return x
+
+
+def assert_close(a, b, tolerance):
+    assert a.shape == b.shape and a.dtype == b.dtype
+    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1)
+
+
+def test_every_solver_has_a_row():
+    assert SETTINGS.keys() == EULER.keys() == SOLVERS.keys()
+
+
+@pytest.mark.parametrize("key, knobs", [(key, knobs) for key, rows in SETTINGS.items() for knobs in rows], ids=str)
+@pytest.mark.parametrize("problem", [gaussian, mixture])
+@every_path
+def test_order_of_convergence_is_as_declared(name, problem, key, knobs):
+    model, x, exact = solved(problem, name)
+    counts = [160, 320, 640]
+    errors = [(run(key, name, model, x, graded(n, *RANGE[name]), **knobs) - exact).abs().max() for n in counts]
+    assert convergence(errors, counts) == pytest.approx(SOLVERS[key].declared_order(**knobs), abs=0.2)
+
+
+@every_path
+def test_published_weights_stay_at_order_2_on_uneven_steps_and_variable_ones_do_not(name):
+    model, x, exact = solved(gaussian, name)
+    counts = [80, 160, 320]
+
+    def slope(**knobs):
+        grids = [graded(n, *RANGE[name], power=2) for n in counts]
+        return convergence([(run("ghvb", name, model, x, grid, **knobs) - exact).abs().max() for grid in grids], counts)
+
+    assert slope(order=4.0) < 2.5 and SOLVERS["ghvb"].declared_order(order=4.0) == 2
+    assert slope(order=4.0, variable_step=True) > 3.7
+
+
+def test_lambda_ddim_converges_from_sigma_1_of_flow():
+    model = gaussian(FLOW)
+    x = model.start(number(1.0))
+    counts = [40, 80, 160, 320]
+    for lambda_c in (-0.3, 0.0, 0.3):
+        grids = [torch.linspace(1, 0, n + 1, dtype=torch.float64) for n in counts]
+        exact = model.exact(x, number(1.0), number(0.0))
+        errors = [(run("lambda_ddim", "flow", model, x, grid, lambda_c=lambda_c) - exact).abs().max() for grid in grids]
+        assert errors[0] < 0.25 and convergence(errors, counts) > 0.85
+
+
+@every_solver
+@every_path
+def test_euler_limit(name, key):
+    model = gaussian(PATHS[name])
+    sigmas = torch.tensor(SIGMAS[name], dtype=torch.float64)
+    x = model.start(sigmas[0])
+    assert_close(run(key, name, model, x, sigmas, **EULER[key]), euler(model, x, sigmas), 1e-14)
+
+
+@every_solver
+@every_path
+def test_one_step_to_zero_is_the_denoised_latent(name, key):
+    model = gaussian(PATHS[name])
+    sigmas = number([SIGMAS[name][0], 0.0])
+    x = model.start(sigmas[0])
+    assert torch.equal(run(key, name, model, x, sigmas), model(x, sigmas[:1].expand(len(x))))
+
+
+@every_solver
+@every_path
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_repeats_itself_leaves_inputs_alone_and_keeps_items_apart(shape, name, key):
+    model = gaussian(PATHS[name], shape)
+    sigmas = number(SIGMAS[name])
+    x = model.start(sigmas[0], batch=3)
+    x_before, sigmas_before = x.clone(), sigmas.clone()
+    result = run(key, name, model, x, sigmas)
+    assert result.shape == x.shape and result.isfinite().all()
+    assert torch.equal(x, x_before) and torch.equal(sigmas, sigmas_before)
+    assert torch.equal(run(key, name, model, x, sigmas), result)
+    for i in range(len(x)):
+        assert_close(run(key, name, model, x[i : i + 1], sigmas), result[i : i + 1], 1e-14)
+
+
+@every_solver
+@every_path
+def test_calls_and_callbacks(name, key):
+    model, calls, seen = gaussian(PATHS[name]), [], []
+    sigmas = number(SIGMAS[name])
+    x = model.start(sigmas[0])
+
+    def counted(x, sigma, mark):
+        calls.append((sigma, mark))
+        return model(x, sigma)
+
+    run(key, name, counted, x, sigmas, extra_args={"mark": "passed on"}, callback=seen.append, disable=True)
+    assert len(calls) == SOLVERS[key].evaluations * (len(sigmas) - 1)
+    assert all(sigma.shape == (len(x),) and mark == "passed on" for sigma, mark in calls)
+    assert [entry["i"] for entry in seen] == list(range(len(sigmas) - 1))
+    assert all(entry.keys() == {"x", "i", "sigma", "sigma_hat", "denoised"} for entry in seen)
+    assert torch.equal(torch.stack([entry["sigma"] for entry in seen]), sigmas[:-1])
+    assert torch.equal(seen[0]["x"], x) and torch.equal(seen[0]["denoised"], model(x, sigmas[:1].expand(len(x))))
+
+
+@every_solver
+@pytest.mark.parametrize("dtype, state", [(torch.float16, torch.float32), (torch.float32, torch.float32)])
+def test_state_is_float32_at_least(dtype, state, key):
+    model = gaussian(FLOW, dtype=torch.float32)
+    result = SOLVERS[key](model, model.start(torch.tensor(1.0)).to(dtype), torch.linspace(1, 0, 6), path=FLOW)
+    assert result.dtype == state
+
+
+@every_solver
+def test_gradients_reach_the_start(key):
+    model = gaussian(EPS)
+    x = model.start(number(5.0)).requires_grad_()
+    run(key, "eps", model, x, [5.0, 2.0, 1.0, 0.5]).sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().min() > 0
+
+
+def test_problems_agree_with_each_other():
+    """The mixture's Runge-Kutta reference, with one clump only, against the Gaussian's closed form."""
+    for path, top, bottom in ((EPS, 10.0, 0.1), (FLOW, 0.98, 0.05)):
+        several, one = mixture(path), gaussian(path, (2, 1, 1))
+        several = type(several)(path, one.mean, 0.4)
+        one = type(one)(path, one.mean, torch.full_like(one.std, 0.4))
+        x = one.start(number(top))
+        assert_close(several(x, number(top)), one(x, number(top)), 1e-14)
+        assert_close(several.exact(x, number(top), number(bottom)), one.exact(x, number(top), number(bottom)), 1e-12)
+
+
+@every_solver
+def test_facts_are_stated(key):
+    solver = SOLVERS[key]
+    assert solver.title and solver.good_for and "arXiv:" in solver.source and solver.evaluations >= 1
+    assert callable(solver.sample) and solver.sample.__name__ == f"sample_{key}"
+
+
+BAD_SIGMAS = {
+    "one list of noise levels": [[1.0, 0.0]],
+    "1 value": [1.0],
+    "sigmas.1. is nan": [1.0, float("nan"), 0.0],
+    "sigmas.0. is inf": [float("inf"), 1.0, 0.0],
+    "sigmas.2. is -0.5": [1.0, 0.5, -0.5],
+    "is 0.5 and sigmas.2. is 0.5": [1.0, 0.5, 0.5, 0.0],
+    "is 0.2 and sigmas.1. is 0.5": [0.2, 0.5, 0.0],
+    "0 may only come last": [1.0, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("message, sigmas", BAD_SIGMAS.items(), ids=list(BAD_SIGMAS))
+@every_solver
+def test_bad_sigmas(key, message, sigmas):
+    with pytest.raises(ValueError, match=message):
+        SOLVERS[key](gaussian(EPS), randn(1, 2, 3, 2), torch.tensor(sigmas), path=EPS)
+
+
+def test_good_sigmas_pass():
+    for sigmas in ([1.0, 0.0], [14.6, 0.03], [80.0, 1.0, 1e-3, 0.0]):
+        check_sigmas(torch.tensor(sigmas))
+
+
+@every_solver
+def test_bad_settings(key):
+    solver = SOLVERS[key]
+    x, sigmas = randn(1, 2, 3, 2), torch.tensor([1.0, 0.5, 0.0])
+    for knob in solver.knobs:
+        wrong = ["yes", None] if isinstance(knob.default, bool) else [knob.min - 1, knob.max + 1, float("nan"), "2"]
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"{knob.name} is .* it must be "):
+                solver(gaussian(EPS), x, sigmas, path=EPS, **{knob.name: value})
+    with pytest.raises(ValueError, match="unknown setting strength=1"):
+        solver(gaussian(EPS), x, sigmas, path=EPS, strength=1)
+    if solver.needs_path:
+        with pytest.raises(ValueError, match="needs path="):
+            solver(gaussian(EPS), x, sigmas)
+        with pytest.raises(ValueError, match="sigmas.0. is 14"):
+            solver(gaussian(FLOW), x, torch.tensor([14.0, 0.0]), path=FLOW)
