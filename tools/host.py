@@ -173,7 +173,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except Problem as problem:
+    except (Problem, OSError) as problem:  # OSError: a full disk, a folder that may not be written
         sys.exit(f"distillery: {problem}")
     except KeyboardInterrupt:
         sys.exit(130)
