@@ -13,6 +13,7 @@ from comfyui_distillery.samplers.path import Path
 
 EPS, FLOW = Path("eps"), Path("flow")
 PATHS = {"eps": EPS, "flow": FLOW}
+SIGMAS = {"eps": [14.6, 6.0, 2.0, 0.7, 0.2, 0.0], "flow": [1.0, 0.9, 0.7, 0.4, 0.1, 0.0]}
 
 
 def number(value):
@@ -120,3 +121,9 @@ def convergence(errors, counts):
     x, y = -torch.tensor(counts).double().log(), torch.tensor(errors).double().log()
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
+
+
+def assert_close(a, b, tolerance):
+    """Same shape and dtype, and nowhere further apart than tolerance times b's largest value, or times 1."""
+    assert a.shape == b.shape and a.dtype == b.dtype
+    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1)

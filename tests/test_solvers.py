@@ -8,7 +8,7 @@ import torch
 from comfyui_distillery.samplers.core import check_sigmas, to_d
 from comfyui_distillery.samplers.solvers import SOLVERS
 
-from .problems import EPS, FLOW, PATHS, convergence, gaussian, graded, mixture, number, randn
+from .problems import EPS, FLOW, PATHS, SIGMAS, assert_close, convergence, gaussian, graded, mixture, number, randn
 
 AVERAGED = [{"order": 0.8}, {"order": 1.5}, {"order": 2.5}, {"order": 3.0, "variable_step": True}]
 SETTINGS = {  # one row per solver: the knobs whose order of convergence is measured
@@ -20,7 +20,6 @@ SETTINGS = {  # one row per solver: the knobs whose order of convergence is meas
 }
 EULER = {"ghvb": {"order": 1.0}, "heavy_ball": {"order": 1.0}, "nesterov": {"order": 1.0}, "lambda_ddim": {}}
 RANGE = {"eps": (10.0, 0.5), "flow": (0.98, 0.2)}  # where orders are measured
-SIGMAS = {"eps": [14.6, 6.0, 2.0, 0.7, 0.2, 0.0], "flow": [1.0, 0.9, 0.7, 0.4, 0.1, 0.0]}
 SHAPES = [(2, 3, 2), (2, 3, 4, 2), (1, 24)]  # image, video, packed
 
 every_solver = pytest.mark.parametrize("key", SOLVERS)
@@ -45,11 +44,6 @@ def euler(model, x, sigmas):
     for sigma, sigma_next in pairwise(sigmas):
         x = x + (sigma_next - sigma) * to_d(x, sigma, model(x, sigma.expand(len(x))))
     return x
-
-
-def assert_close(a, b, tolerance):
-    assert a.shape == b.shape and a.dtype == b.dtype
-    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1)
 
 
 def test_every_solver_has_a_row():
