@@ -1,0 +1,1 @@
+"""What runs cost and how good they were: numbers, tables, pictures."""

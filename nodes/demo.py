@@ -1,0 +1,58 @@
+"""The models that come with the pack."""
+
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+from comfy_api.latest import io
+
+from . import host
+from .shapes_clip import load_clip
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+DEMO_MODELS = {  # name: files of the network, the autoencoder and the text encoder
+    "shapes-dit": ("shapes-dit.safetensors", "shapes-vae16.safetensors", "shapes-text.safetensors"),
+}
+
+
+def bundled(file):
+    path = MODELS / file
+    if not path.is_file():
+        raise ValueError(
+            f"name: the bundled file {path} is missing. Bring it back with `git checkout models` in the pack's folder, "
+            "install the pack again, or train it anew as models/README.md says."
+        )
+    return str(path)
+
+
+class LoadDemoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Distillery_LoadDemoModel",
+            display_name="Load Demo Model",
+            category="distillery/models",
+            description="A small text-to-image model that comes with the pack: coloured shapes at 128 x 128.",
+            search_aliases=["shapes", "checkpoint", "example model"],
+            inputs=[
+                io.Combo.Input(
+                    "name", options=list(DEMO_MODELS),
+                    tooltip="shapes-dit: a small Flux, rectified flow, 16-channel latents. For pictures of 128 x 128.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="A model like any other."),
+                io.Clip.Output(tooltip="Knows the words of models/README.md, such as: a large red star at the top."),
+                io.Vae.Output(tooltip="Factor 8, in the TAESD format."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, name) -> io.NodeOutput:
+        network, autoencoder, text_encoder = map(bundled, DEMO_MODELS[name])
+        model = host.with_channel_check(comfy.sd.load_diffusion_model(network))
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(autoencoder))
+        return io.NodeOutput(model, load_clip(text_encoder), vae)
+
+
+NODES = [LoadDemoModel]

@@ -1,0 +1,182 @@
+"""How methods are wired into ComfyUI: the only file that knows its hooks.
+
+Every hook is a keyed wrapper or an entry in a list, never a slot that another pack may also want. What a method
+remembers lives in the run's own copy of the model's options, which ComfyUI drops when the run ends.
+"""
+
+import time
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
+
+from ..samplers.path import Path
+
+RUNS = "distillery_runs"  # in transformer_options: token of a hooked method -> what it remembers in this run
+PREDICTIONS = (  # subclasses before their parents
+    (comfy.model_sampling.IMG_TO_IMG_FLOW, None),
+    (comfy.model_sampling.X0, None),
+    (comfy.model_sampling.CONST, "flow"),
+    (comfy.model_sampling.COSMOS_RFLOW, "cosmos"),
+    (comfy.model_sampling.EDM, "edm"),
+    (comfy.model_sampling.V_PREDICTION, "v"),
+    (comfy.model_sampling.EPS, "eps"),
+)
+
+
+def path_of(sampling):
+    """The path of a model, from its ``model_sampling``. ValueError where core mixes signal and noise in another way."""
+    prediction = next((name for kind, name in PREDICTIONS if isinstance(sampling, kind)), None)
+    if prediction is None:
+        raise ValueError(
+            f"model has the sampling type {type(sampling).__mro__[2].__name__}, whose signal and noise levels this method "
+            "does not know. Use one of core's samplers and schedulers with it."
+        )
+    if prediction == "flow":
+        return Path("flow", sigma_first=float(sampling.percent_to_sigma(1e-4)))
+    log_sigmas = getattr(sampling, "log_sigmas", None)
+    return Path(prediction, sigma_data=float(getattr(sampling, "sigma_data", 1.0)), log_sigmas=log_sigmas)
+
+
+def check_channels(latent_format, latent, shapes=None):
+    """ValueError unless the latent has the model's channel count. A pack of several latents has no channels to check."""
+    if shapes is not None and len(shapes) > 1:
+        return
+    expected = latent_format.latent_channels
+    if latent.shape[1] != expected:
+        raise ValueError(
+            f"latent_image has {latent.shape[1]} channels and this model works on {expected}: make it with an Empty Latent "
+            "node for this model, or encode the picture with the VAE that belongs to it."
+        )
+
+
+# SAMPLER and SIGMAS
+
+
+def as_sampler(solver, settings):
+    """A SAMPLER that runs ``solver`` with these knobs, and stops within a step of the user's interruption."""
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        base = model.inner_model.inner_model
+        path = path_of(base.model_sampling) if solver.needs_path else None
+
+        def step_done(state):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if callback is not None:
+                callback(state)
+
+        return solver(model, x, sigmas, extra_args, step_done, disable, path=path, **settings)
+
+    return comfy.samplers.KSAMPLER(sample)
+
+
+def sigmas_for(model, schedule, steps, denoise, settings):
+    """SIGMAS for a model. Below denoise 1, the last ``steps`` of a longer schedule, as core's schedulers do."""
+    if denoise <= 0:
+        raise ValueError(f"denoise is {denoise}: nothing would be sampled. Give a share above 0, up to 1.")
+    sampling = model.get_model_object("model_sampling")
+    path = path_of(sampling) if schedule.needs_path else None
+    total = max(steps, int(steps / denoise))
+    sigmas = schedule(total, float(sampling.sigma_min), float(sampling.sigma_max), path=path, **settings)
+    return sigmas[-(steps + 1) :]
+
+
+# MODEL
+
+
+def with_run_state(model, begin, end=lambda state: None):
+    """A clone of ``model`` and a token; during each sampling run ``run_state(transformer_options, token)`` is what
+    ``begin(run)`` returned, where run is a dict of ComfyUI's arguments that begin may change. ``end`` always follows.
+    """
+    model, token = model.clone(), object()
+
+    def outer_sample(
+        executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None,
+        latent_shapes=None,
+    ):  # fmt: skip
+        guider = executor.class_obj
+        check_channels(guider.model_patcher.get_model_object("latent_format"), latent_image, latent_shapes)
+        run = {"guider": guider, "sigmas": sigmas, "callback": callback}
+        state = begin(run)
+        guider.model_options["transformer_options"].setdefault(RUNS, {})[token] = state
+        try:
+            return executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, run["callback"], disable_pbar, seed,
+                latent_shapes=latent_shapes,
+            )  # fmt: skip
+        finally:
+            end(state)
+
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, token, outer_sample)
+    return model, token
+
+
+def run_state(transformer_options, token):
+    return transformer_options[RUNS][token]
+
+
+def with_channel_check(model):
+    """A clone that answers a latent of another model's shape with a clear message."""
+    return with_run_state(model, lambda run: None)[0]
+
+
+def with_guidance(model, rule, settings):
+    """A clone whose guidance is ``rule``. At the rule's neutral settings nothing is hooked: core's own CFG runs.
+
+    The rule's difference to plain CFG is added after the CFG step, so that other patches of that step keep theirs.
+    """
+    if rule.is_neutral(settings):
+        return model.clone()
+
+    def begin(run):
+        foreign = run["guider"].model_options.get("sampler_cfg_function")
+        if foreign is not None:
+            raise ValueError(
+                f"model already has a CFG function of its own, {foreign.__module__}.{foreign.__qualname__}, which replaces "
+                f"the guidance that {rule.title} changes. Remove that node or this one."
+            )
+        return rule.new_state(settings)
+
+    def post_cfg(args):
+        if args["uncond"] is None:  # CFG 1: core skipped the negative, there is nothing to guide with
+            return args["denoised"]
+        cond, uncond, scale = args["cond_denoised"], args["uncond_denoised"], args["cond_scale"]
+        state = run_state(args["model_options"]["transformer_options"], token)
+        guided = rule(cond, uncond, scale, state=state, **settings)
+        return args["denoised"] + (guided - (uncond + (cond - uncond) * scale))
+
+    model, token = with_run_state(model, begin)
+    model.set_model_sampler_post_cfg_function(post_cfg)
+    return model
+
+
+def with_report(model, report):
+    """A clone that records each of its runs in ``report`` (measure.report.Report), and changes nothing."""
+
+    def begin(run):
+        context = get_executing_context()
+        recorder = report.begin(context and context.prompt_id, run["sigmas"].tolist(), time.perf_counter)
+        callback = run["callback"]
+
+        def step_started(step, denoised, x, total_steps):
+            recorder.step_started(step)
+            if callback is not None:
+                callback(step, denoised, x, total_steps)
+
+        run["callback"] = step_started
+        return recorder
+
+    def predict_noise(executor, x, timestep, model_options, seed):
+        run_state(model_options["transformer_options"], token).prediction_started()
+        return executor(x, timestep, model_options, seed)
+
+    def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        run_state(transformer_options, token).called(transformer_options["cond_or_uncond"])
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    model, token = with_run_state(model, begin, end=lambda recorder: recorder.end())
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, token, predict_noise)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, token, apply_model)
+    return model

@@ -1,0 +1,29 @@
+"""Typed node inputs from the knobs that the methods declare."""
+
+from comfy_api.latest import io
+
+
+def knob_input(knob):
+    common = {"default": knob.default, "tooltip": knob.tooltip, "advanced": knob.advanced or None}
+    if isinstance(knob.default, bool):
+        return io.Boolean.Input(knob.name, **common)
+    if isinstance(knob.default, str):
+        return io.Combo.Input(knob.name, options=list(knob.options), **common)
+    kind = io.Int if isinstance(knob.default, int) else io.Float
+    return kind.Input(knob.name, min=knob.min, max=knob.max, step=knob.step, **common)
+
+
+def method_input(methods, first=""):
+    """A choice among registry entries; each shows its own knobs beneath. ``execute`` gets one dict: see ``chosen``."""
+    lines = [f"{name}: {method.title}, {method.source}. Good for {method.good_for}." for name, method in methods.items()]
+    options = [io.DynamicCombo.Option(name, list(map(knob_input, method.knobs))) for name, method in methods.items()]
+    return io.DynamicCombo.Input("method", options=options, tooltip="\n".join([first, *lines]).strip())
+
+
+def chosen(method, methods):
+    """The registry entry and the knobs in the dict that ComfyUI makes of a ``method_input``."""
+    return methods[method["method"]], {name: value for name, value in method.items() if name != "method"}
+
+
+def family(registry, name):
+    return {key: entry for key, entry in registry.items() if entry.family == name}

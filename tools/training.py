@@ -1,0 +1,105 @@
+"""One training loop for all bundled models: progress, averaged weights, checkpoints that a killed run resumes from."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+
+def save(path, tensors, metadata):
+    """Write a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=metadata)
+    os.replace(part, path)
+
+
+def load(path):
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 (no iterator)
+
+
+def learning_rate(step, steps, peak, warmup=200):
+    """Linear up, then flat for a third of the way, then linear down to nothing."""
+    return peak * min(1, (step + 1) / warmup, 1.5 * (1 - step / steps))
+
+
+class Average:
+    """Exponential moving average of parameters; short at first, so that it forgets the initial ones."""
+
+    def __init__(self, parameters, decay):
+        self.decay, self.values = decay, [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, parameters, step):
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
+
+
+def train(network, loss, steps, folder, *, peak, decay=0.9995, minutes=2.0):
+    """Minimise ``loss(step)`` over ``network``'s parameters and leave the averaged ones in it; returns seconds spent.
+
+    ``loss`` must draw its randomness from the step alone: a resumed run then continues exactly where it was cut.
+    A checkpoint is written to ``folder`` every few ``minutes``, at the end, and when interrupted.
+    """
+    parameters = list(network.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+    average = Average(parameters, decay)
+    path = Path(folder) / "checkpoint.safetensors"
+    first, spent = 0, 0.0
+    if path.exists():
+        first, spent = restore(path, parameters, optimiser, average)
+    began = saved = time.monotonic()
+
+    def checkpoint(step):
+        tensors = {f"average.{i}": v for i, v in enumerate(average.values)}
+        for i, p in enumerate(parameters):
+            tensors[f"weight.{i}"] = p
+            tensors |= {f"{key}.{i}": v for key, v in optimiser.state[p].items()}
+        progress = {"step": step, "seconds": spent + time.monotonic() - began}
+        save(path, tensors, {"progress": json.dumps(progress)})
+
+    step, bar = first, tqdm(total=steps, initial=first, desc=Path(folder).name, mininterval=5)
+    try:
+        while step < steps:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps, peak)
+            value = loss(step)
+            optimiser.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            average.update(parameters, step)
+            step += 1
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
+            if time.monotonic() - saved > 60 * minutes:
+                checkpoint(step)
+                saved = time.monotonic()
+    finally:
+        bar.close()
+        if step > first:
+            checkpoint(step)
+    with torch.no_grad():
+        for p, v in zip(parameters, average.values):
+            p.copy_(v)
+    return spent + time.monotonic() - began
+
+
+def restore(path, parameters, optimiser, average):
+    tensors, metadata = load(path)
+    with torch.no_grad():
+        for i, p in enumerate(parameters):
+            p.copy_(tensors[f"weight.{i}"])
+            average.values[i].copy_(tensors[f"average.{i}"])
+            if f"step.{i}" in tensors:  # not for a parameter that never had a gradient
+                moments = {key: tensors[f"{key}.{i}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+                optimiser.state[p] = {"step": tensors[f"step.{i}"], **moments}
+    progress = json.loads(metadata["progress"])
+    return progress["step"], progress["seconds"]
