@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -34,7 +35,10 @@ BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}"
 
 def run(prompt, server, output, verbose=False):
     """Run a prompt on the ComfyUI at this URL; files go to `output`. Returns the object that ``--json`` prints."""
-    return asyncio.run(_run(prompt, server.rstrip("/"), Path(output), verbose))
+    url = server if "://" in server else f"http://{server}"
+    if not re.match("https?://[^/]", url):
+        raise Problem(f"--server {server} is no address such as http://127.0.0.1:8188.")
+    return asyncio.run(_run(prompt, url.rstrip("/") + "/", Path(output), verbose))
 
 
 async def _run(prompt, url, output, verbose):
@@ -42,16 +46,16 @@ async def _run(prompt, url, output, verbose):
     start = time.monotonic()
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)) as session:
         try:
-            async with session.ws_connect("/ws", params={"clientId": client}, max_msg_size=0, heartbeat=30) as socket:
+            async with session.ws_connect("ws", params={"clientId": client}, max_msg_size=0, heartbeat=120) as socket:
                 try:
                     await _post(session, prompt, client, prompt_id)
                     await _follow(session, socket, prompt, prompt_id, verbose)
                 except asyncio.CancelledError:
                     await _cancel(session, prompt_id)
                     raise
-            outputs = (await _get(session, f"/history/{prompt_id}"))[prompt_id]["outputs"]
+            outputs = (await _get(session, f"history/{prompt_id}"))[prompt_id]["outputs"]
             files = [await _fetch(session, item, output) for item in _files(outputs)]
-        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+        except aiohttp.ClientConnectorError as error:
             raise Problem(f"No ComfyUI answers at {url}: start it, or leave --server out.") from error
         except aiohttp.WSServerHandshakeError as error:
             raise Problem(f"What answers at {url} is no ComfyUI (status {error.status} for /ws).") from error
@@ -76,14 +80,14 @@ async def _get(session, path):
 
 async def _post(session, prompt, client, prompt_id):
     body = {"prompt": prompt, "client_id": client, "prompt_id": prompt_id}
-    async with session.post("/prompt", json=body) as response:
+    async with session.post("prompt", json=body) as response:
         if response.status not in (200, 400):
             raise Problem(f"ComfyUI answered /prompt with status {response.status}; its log says why.")
         reply = await response.json()
     if "error" in reply:
         if reply["error"]["type"] == "missing_node_type":
             classes = {node["class_type"] for node in prompt.values()}
-            missing = [name for name in classes if not await _get(session, f"/object_info/{name}")]
+            missing = [name for name in classes if not await _get(session, f"object_info/{name}")]
             raise Problem(explain_missing_nodes(prompt, missing))
         await _add_choices(session, prompt, reply["node_errors"])
         raise Problem(explain_rejection(prompt, reply))
@@ -100,13 +104,13 @@ async def _add_choices(session, prompt, node_errors):
             extra = error.get("extra_info", {})
             if error["type"] == "value_not_in_list" and not extra["input_config"]:
                 kind = prompt[node_id]["class_type"]
-                inputs = (await _get(session, f"/object_info/{kind}"))[kind]["input"]
+                inputs = (await _get(session, f"object_info/{kind}"))[kind]["input"]
                 extra["input_config"] = {**inputs["required"], **inputs.get("optional", {})}.get(extra["input_name"])
 
 
 async def _cancel(session, prompt_id):
-    await session.post("/queue", json={"delete": [prompt_id]})
-    await session.post("/interrupt", json={"prompt_id": prompt_id})
+    await session.post("queue", json={"delete": [prompt_id]})
+    await session.post("interrupt", json={"prompt_id": prompt_id})
 
 
 async def _follow(session, socket, prompt, prompt_id, verbose):
@@ -139,9 +143,9 @@ async def _follow(session, socket, prompt, prompt_id, verbose):
 
 
 async def _still_known(session, prompt_id):
-    queue = await _get(session, "/queue")
+    queue = await _get(session, "queue")
     queued = {item[1] for items in queue.values() for item in items}
-    if prompt_id not in queued and not await _get(session, f"/history/{prompt_id}"):
+    if prompt_id not in queued and not await _get(session, f"history/{prompt_id}"):
         raise Problem("Somebody removed the workflow from ComfyUI's queue.")
 
 
@@ -158,7 +162,7 @@ async def _fetch(session, item, folder):
     part = folder / f".{uuid.uuid4().hex}.part"
     wanted = {key: item[key] for key in ("filename", "subfolder", "type")}
     try:
-        async with session.get("/view", params=wanted) as response:
+        async with session.get("view", params=wanted) as response:
             response.raise_for_status()
             with part.open("wb") as file:
                 async for chunk in response.content.iter_chunked(1 << 20):

@@ -47,7 +47,7 @@ def running_server(*arguments, only_this_pack=True):
         say(f"starting ComfyUI on http://127.0.0.1:{port}")
         with log.open("wb") as output, _ended(subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=host.comfyui,
-            env={**THREADS, **os.environ}, start_new_session=True,
+            env={**os.environ, **THREADS}, start_new_session=True,
         )) as process:
             server = Server(f"http://127.0.0.1:{port}", log, process)
             try:
