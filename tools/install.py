@@ -172,7 +172,7 @@ def _remedy(said):
         return "The disk is full: make room, then run the same command again; it goes on where it stopped."
     if "HASHES" in said:
         return "The download was damaged or is not the release this checkout pins: run the same command again."
-    if re.search(r"onnection|resolution|timed out|No matching distribution", said):
+    if re.search(r"onnection|resolution|timed out|from versions: none", said):
         return ("No package index answered: check the network and pip's settings (pip config list), "
                 "then run the same command again; it goes on where it stopped.")
     return "Run the same command again; if it fails the same way, delete .venv first."
