@@ -1,7 +1,8 @@
 """How signal and noise mix at each sigma, and what the network predicts about it.
 
 Every path is x = alpha x0 + sigma eps. As in ComfyUI, eps, v and EDM models run in VE coordinates, alpha = 1 and sigma
-in [0, inf); flow (rectified flow, core's CONST) has alpha = 1 - sigma and sigma in [0, 1].
+in [0, inf), and so does Cosmos, a flow network inside; flow (rectified flow, core's CONST) has alpha = 1 - sigma and
+sigma in [0, 1].
 """
 
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ import torch
 
 from .core import append_dims
 
-PREDICTIONS = ("eps", "v", "edm", "flow")
+PREDICTIONS = ("eps", "v", "edm", "cosmos", "flow")
 BETA_MIN, BETA_MAX = 0.1, 20.0  # the VP-SDE of Song et al. 2021, arXiv:2011.13456, appendix C
 
 
 @dataclass(frozen=True)
 class Path:
-    """sigma may be () or (B,). ``output`` and ``denoised`` follow core's EPS, V_PREDICTION, EDM and CONST.
+    """sigma may be () or (B,). ``output`` and ``denoised`` follow core's EPS, V_PREDICTION, EDM,
+    COSMOS_RFLOW and CONST.
 
     sigma_data scales v and edm. sigma_first is the largest sigma of a flow with a finite lam. log_sigmas is the
     model's own ascending table of noise levels, which gives ``time`` its meaning; without one, the VP-SDE does.
@@ -82,6 +84,8 @@ class Path:
         """c_skip and c_out of Karras et al. 2022, arXiv:2206.00364, table 1. v is EDM with the sign turned."""
         if self.prediction in ("eps", "flow"):
             return torch.ones_like(sigma), -sigma
+        if self.prediction == "cosmos":  # velocity on x / (1 + sigma), its flow image
+            return 1 / (1 + sigma), -sigma / (1 + sigma)
         norm = torch.hypot(sigma, torch.full_like(sigma, self.sigma_data))
         sign = 1 if self.prediction == "edm" else -1
         return (self.sigma_data / norm) ** 2, sign * sigma * self.sigma_data / norm
@@ -100,11 +104,13 @@ class Path:
     def time(self, sigma):
         """Model time: 0 at sigma 0, 1 at the noisiest level the model was trained on.
 
-        Flow: sigma itself. With log_sigmas: (k + 1) / len at entry k, as training steps are numbered from 1, linear in
+        Flow: sigma itself, for Cosmos that of its flow image. With log_sigmas: (k + 1) / len at entry k, as training steps are numbered from 1, linear in
         log sigma between entries and beyond the last, linear in sigma below the first. Else the VP-SDE's closed form.
         """
         if self.is_flow:
             return sigma
+        if self.prediction == "cosmos":
+            return sigma / (1 + sigma)
         if self.log_sigmas is None:
             lift = torch.log1p(sigma**2)
             return 2 * lift / (BETA_MIN + torch.sqrt(BETA_MIN**2 + 2 * (BETA_MAX - BETA_MIN) * lift))

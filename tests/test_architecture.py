@@ -1,10 +1,14 @@
 """Imports go one way, and files stay small: read from the syntax trees, so nothing has to run."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from comfyui_distillery.samplers.guidance import RULES
+from comfyui_distillery.samplers.schedules import SCHEDULES
+from comfyui_distillery.samplers.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {  # folder: which of our folders, and which packages beside the standard library, it may import
@@ -103,6 +107,18 @@ def test_of_the_pack_only_nodes_know_comfyui_and_nobody_loads_diffusers_early():
 def test_files_are_small():
     long = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in ours()}
     assert not {file: lines for file, lines in long.items() if lines > LIMIT}
+
+
+@pytest.mark.parametrize("registry", [SOLVERS, SCHEDULES, RULES], ids=["solvers", "schedules", "guidance"])
+def test_every_method_is_in_the_table_of_methods(registry):
+    text = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    assert not [key for key in registry if f"| `{key}` |" not in text]
+
+
+def test_the_table_of_methods_names_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "methods.md").read_text("utf-8")))
+    tests = "".join(path.read_text("utf-8") for path in sources("tests"))
+    assert named and not [name for name in named if f"def {name}(" not in tests]
 
 
 def test_there_is_something_to_check():

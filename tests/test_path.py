@@ -53,6 +53,7 @@ TARGETS = {  # what each network is trained to output, on data scaled by sigma_d
     "eps": lambda data, eps, sigma, sd: eps,
     "v": lambda data, eps, sigma, sd: (sd**2 * eps - sigma * data) / (sd * (sigma**2 + sd**2).sqrt()),
     "edm": lambda data, eps, sigma, sd: (sigma * data - sd**2 * eps) / (sd * (sigma**2 + sd**2).sqrt()),
+    "cosmos": lambda data, eps, sigma, sd: eps - data,
     "flow": lambda data, eps, sigma, sd: eps - data,
 }
 
@@ -83,6 +84,8 @@ def test_offset_first():
 
 def test_time_of_flow_is_sigma():
     assert FLOW.time(levels(FLOW)).tolist() == LEVELS["flow"]
+    cosmos = Path("cosmos", log_sigmas=torch.linspace(-3, 3, 9))
+    assert_close(cosmos.time(EPS.sigma(FLOW.lam(levels(FLOW)))), levels(FLOW), 1e-12)
 
 
 def test_time_without_a_table_solves_the_vp_sde():

@@ -45,18 +45,17 @@ class Solver:
 
 MOMENTUM_SOURCE = "Wizadwongsa et al. 2023, arXiv:2307.11118"
 
-VARIABLE_STEP = Knob(
-    "variable_step", False, "Weigh past steps by their real, uneven lengths, so that order 3 and above is reached on any "
-    "scheduler. Off = as published: every step counted as equally long.", advanced=True,
-)
-
-
-def order_knob(whole):
-    return Knob(
-        "order", 2.5, f"How many past steps to use, with momentum from the fraction: the smaller the fraction, the more. "
-        f"{whole} The paper's useful range is 1.5 to 3.5; lower is steadier at few steps and high CFG.",
+MOMENTUM_KNOBS = (
+    Knob(
+        "order", 2.5, "How many past steps to use; the fraction sets the momentum, strongest just above a whole number. A "
+        "whole number = no momentum: 1 is Euler, 2 to 4 are ipndm. The paper's useful range is 1.5 to 3.5.",
         min=0.1, max=5.0, step=0.1,
-    )
+    ),
+    Knob(
+        "variable_step", False, "Weigh past steps by their real, uneven lengths, which orders above 2 need on most "
+        "schedulers. Off = as published: every step counts as equally long.", advanced=True,
+    ),
+)
 
 
 def adams_order(knobs):
@@ -69,32 +68,30 @@ def averaged_order(knobs):
     return adams_order(knobs) if knobs["order"] == ceil(knobs["order"]) else 1
 
 
-WHOLE = "A whole number = no momentum: 1 is Euler, 2 to 4 are ipndm."
-
 SOLVERS = {
     "ghvb": Solver(
         sample_ghvb, "momentum", "GHVB momentum", adams_order, 1, False, MOMENTUM_SOURCE,
-        "few steps at high CFG where multistep solvers burn or ring, without losing their order",
-        (order_knob(WHOLE), VARIABLE_STEP),
+        "few steps at high CFG, where multistep solvers ring; keeps their order",
+        MOMENTUM_KNOBS,
     ),
     "heavy_ball": Solver(
         sample_heavy_ball, "momentum", "Heavy-ball momentum", averaged_order, 1, False, MOMENTUM_SOURCE,
-        "the strongest damping of artefacts at few steps and high CFG",
-        (order_knob(WHOLE), VARIABLE_STEP),
+        "few steps at high CFG; steadier than GHVB, but first order",
+        MOMENTUM_KNOBS,
     ),
     "nesterov": Solver(
         sample_nesterov, "momentum", "Nesterov momentum", averaged_order, 1, False, MOMENTUM_SOURCE,
-        "damping between heavy ball and none",
-        (order_knob(WHOLE), VARIABLE_STEP),
+        "few steps at high CFG; first order, with less lag than heavy ball",
+        MOMENTUM_KNOBS,
     ),
     "lambda_ddim": Solver(
         sample_lambda_ddim, "conjugate", "Lambda-DDIM", lambda knobs: 1, 1, False,
         "Pandey, Rudolph and Mandt 2023, arXiv:2310.07894",
-        "a DDIM whose first-order error can be tuned away for one model at 10 steps or fewer",
+        "tuning out part of Euler's error for one model, at 10 steps or fewer",
         (
             Knob(
                 "lambda_c", 0.0, "Strength of the change of variable. 0 = DDIM, the same as Euler. Useful values are small "
-                "and depend on the model: try -0.5 to 0.5.", min=-1.0, max=1.0, step=0.01,
+                "and depend on the model: try -0.5 to 0.5. On flow models start at sigma 1, or well below it.", min=-1.0, max=1.0, step=0.01,
             ),
         ),
     ),

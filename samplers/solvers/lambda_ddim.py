@@ -20,12 +20,16 @@ PANELS = 256  # at least, over the whole run; 12 digits at any schedule in use
 
 
 def sample_lambda_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, lambda_c=0.0):
-    """Order 1. A step from sigma 1 of a flow, which has no VE image, is a plain DDIM step: no sigma is offset."""
+    """Order 1. A step from sigma 1 of a flow, which has no VE image, is a plain DDIM step: no sigma is offset.
+
+    Offset, or started just below 1, that step is unstable unless lambda_c is 0: the VE sigma falls a thousandfold in one
+    explicit step.
+    """
     keep, renoise = coefficients(path, sigmas.cpu().double(), lambda_c)
 
     def step(i, x, denoised, sigma, sigma_next):
         eps = to_d(x, sigma, path.alpha(sigma) * denoised)
-        return keep[i] * denoised + renoise[i] * eps
+        return keep[i].to(x) * denoised + renoise[i].to(x) * eps
 
     return march(step, model, x, sigmas, extra_args, callback)
 

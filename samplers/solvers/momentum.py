@@ -99,4 +99,4 @@ def ghvb_weights(grid, i, k, beta):
 
 
 def combine(weights, history):
-    return sum(weight * d for weight, d in zip(weights, history))
+    return sum(weight * d for weight, d in zip(weights.to(history[0]), history))
