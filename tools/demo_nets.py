@@ -1,13 +1,10 @@
 """The networks of the bundled models, built from the host's own classes so that its loaders read the trained files."""
 
 import math
-import os
-import sys
 
 import torch
 
-from .install import COMFYUI
-from .launch import apply_shims
+from .inprocess import import_comfyui
 from .shapes import vocabulary
 
 FLUX = {  # the schnell layout at a fortieth of its width: what core detects from the file must equal this
@@ -17,14 +14,9 @@ FLUX = {  # the schnell layout at a fortieth of its width: what core detects fro
 }  # fmt: skip
 
 
-def import_comfyui(device):
-    """Make ``comfy`` importable in this process, with its arithmetic in the form that gradients can pass through."""
-    comfyui = os.environ.get("COMFYUI_PATH", str(COMFYUI))
-    apply_shims()
-    sys.path.insert(0, comfyui)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = device == "cpu"
+def import_networks(device):
+    """Import ComfyUI with its arithmetic in the form that gradients can pass through."""
+    import_comfyui(cpu=device == "cpu")
     import comfy.model_management
 
     comfy.model_management.in_training = True

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import ROOT, shapes
-from .demo_nets import autoencoder, import_comfyui, text_encoder, transformer
+from .demo_nets import autoencoder, import_networks, text_encoder, transformer
 from .training import load, save, train
 
 CACHE = ROOT / ".cache" / "train"
@@ -162,7 +162,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=24000, help="pictures encoded for the transformer")
     options = parser.parse_args()
-    import_comfyui(options.device)
+    import_networks(options.device)
     if "vae" in options.stages or not options.stages:
         train_vae(options.device, options.vae_steps, options.batch // 2)
     if "dit" in options.stages or not options.stages:

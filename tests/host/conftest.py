@@ -1,30 +1,16 @@
 """The real ComfyUI in this process, with this pack loaded the way ComfyUI loads it."""
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tools import ROOT
-from tools.install import COMFYUI
-from tools.launch import apply_shims
-
-
-def import_comfyui():
-    apply_shims()
-    sys.path.insert(0, os.environ.get("COMFYUI_PATH", str(COMFYUI)))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
-
+from tools.inprocess import import_comfyui
 
 import_comfyui()
+sys.path.append(str(Path(__file__).parent))  # for tiny.py, which the tests here share
 
 
 @pytest.fixture(scope="session")

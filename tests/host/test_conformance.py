@@ -1,0 +1,65 @@
+"""What every node owes its user, checked over all nodes of the pack."""
+
+import inspect
+import json
+
+import pytest
+from comfy_api.latest import io
+
+from tools import ROOT
+
+
+@pytest.fixture(scope="module")
+def ours(nodes):
+    return {name: node for name, node in nodes.items() if getattr(node, "RELATIVE_PYTHON_MODULE", "").endswith(ROOT.name)}
+
+
+def all_inputs(inputs):
+    for entry in inputs:
+        yield entry
+        if isinstance(entry, io.DynamicCombo.Input):
+            for option in entry.options:
+                yield from all_inputs(option.inputs)
+
+
+def test_the_pack_is_there(ours):
+    assert len(ours) >= 8
+
+
+def test_ids_are_prefixed(ours):
+    assert [name for name in ours if not name.startswith("Distillery_")] == []
+
+
+def test_schema_ids_are_the_parameters_of_execute(ours):
+    for name, node in ours.items():
+        parameters = [p for p in inspect.signature(node.execute).parameters if p != "cls"]
+        assert [i.id for i in node.GET_SCHEMA().inputs] == parameters, name
+
+
+def test_every_input_and_output_has_a_tooltip(ours):
+    for name, node in ours.items():
+        schema = node.GET_SCHEMA()
+        bare = [entry.id for entry in [*all_inputs(schema.inputs), *schema.outputs] if not entry.tooltip]
+        assert not bare, f"{name}: no tooltip on {bare}"
+        assert schema.description and schema.category.startswith("distillery/"), name
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs(ours):
+    for name, node in ours.items():
+        page = (ROOT / "web" / "docs" / f"{name}.md").read_text()
+        missing = [entry.id for entry in all_inputs(node.GET_SCHEMA().inputs) if f"`{entry.id}`" not in page]
+        assert not missing, f"web/docs/{name}.md does not mention {missing}"
+
+
+def test_every_node_is_in_a_headless_workflow(ours):
+    used = set()
+    for path in (ROOT / "workflows" / "api").glob("*.json"):
+        used |= {node["class_type"] for node in json.loads(path.read_text()).values()}
+    assert set(ours) <= used
+
+
+def test_locales_say_what_the_schemas_say(ours):
+    from tools.make_locales import node_definitions
+
+    path = ROOT / "locales" / "en" / "nodeDefs.json"
+    assert json.loads(path.read_text()) == node_definitions(ours.values()), "run: python -m tools.host --run -m tools.make_locales"

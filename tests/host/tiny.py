@@ -1,0 +1,73 @@
+"""Small genuine ComfyUI models with random weights: one per path and latent layout, built from core's own classes."""
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.samplers
+import comfy.supported_models
+import torch
+
+FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "hidden_size": 128, "num_heads": 1,
+    "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "mlp_ratio": 4.0, "qkv_bias": True,
+    "vec_in_dim": 64, "context_in_dim": 64, "guidance_embed": False, "txt_ids_dims": [],
+}  # fmt: skip
+SD1 = {
+    "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": (1, 2),
+    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+    "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": 64, "num_heads": 2,
+    "num_head_channels": -1, "image_size": 32, "legacy": False, "adm_in_channels": None, "use_temporal_attention": False,
+}  # fmt: skip
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 1,
+    "text_dim": 64, "in_dim": 16, "out_dim": 16, "patch_size": (1, 2, 2), "freq_dim": 32, "text_len": 8,
+    "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6,
+}  # fmt: skip
+MODELS = {  # name: core's class, its network, the shape of one latent
+    "flow": (comfy.supported_models.FluxSchnell, FLUX, (16, 8, 8)),
+    "eps": (comfy.supported_models.SD15, SD1, (4, 8, 8)),
+    "video": (comfy.supported_models.WAN21_T2V, WAN, (16, 3, 8, 8)),
+}
+
+
+def build(name):
+    """(model, latent shape of one item). The network is filled with seeded noise: core leaves it uninitialised."""
+    kind, network, shape = MODELS[name]
+    config = kind(dict(network))
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode(False):
+        model = config.get_model({}, "", device=torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.diffusion_model.parameters():
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.5
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+    )
+    return patcher, shape
+
+
+def prompt(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, 8, 64, generator=generator), {"pooled_output": torch.randn(1, 64, generator=generator)}]]
+
+
+def noise_for(shape, seeds):
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def sample(model, noise, *, sampler="euler", steps=4, cfg=4.0, sigmas=None, latent=None, mask=None, callback=None):
+    """One run through core's guider, from the given noise."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(prompt(1), prompt(2))
+    guider.set_cfg(cfg)
+    if sigmas is None:
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    if isinstance(sampler, str):
+        sampler = comfy.samplers.sampler_object(sampler)
+    latent = torch.zeros_like(noise) if latent is None else latent
+    with torch.inference_mode():
+        return guider.sample(noise, latent, sampler, sigmas, mask, callback, disable_pbar=True, seed=5)
+
+
+def run(node, **inputs):
+    """A node's outputs, as ComfyUI would get them."""
+    return node.EXECUTE_NORMALIZED(**inputs).args
