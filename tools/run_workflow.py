@@ -30,7 +30,7 @@ from .prompt import (
 )
 from .server import end_on_sigterm, running_server
 
-BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}"
+BAR = "{percentage:3.0f}% |{bar}| {elapsed} {desc}"
 
 
 def run(prompt, server, output, verbose=False):
@@ -61,7 +61,8 @@ async def _run(prompt, url, output, verbose):
             raise Problem(f"What answers at {url} is no ComfyUI (status {error.status} for /ws).") from error
         except aiohttp.ClientError as error:
             raise Problem(f"The connection to ComfyUI at {url} broke: {error or type(error).__name__}.") from error
-    reports = [report["totals"] for shown in outputs.values() for report in shown.get("report", [])]
+    reports = [report["totals"] for shown in outputs.values() for report in shown.get("report", [])
+               if "totals" in report]  # else another pack's
     return {
         "files": files,
         "texts": [text for shown in outputs.values() for text in shown.get("text", [])],
@@ -115,8 +116,8 @@ async def _cancel(session, prompt_id):
 
 async def _follow(session, socket, prompt, prompt_id, verbose):
     """Read ComfyUI's messages until this prompt is done and in the history; raise if it fails."""
-    problem = None
-    with tqdm(disable=None, leave=False, bar_format=BAR) as bar:
+    problem, started = None, 0
+    with tqdm(total=len(prompt), disable=None, leave=False, bar_format=BAR) as bar:
         async for message in socket:
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue
@@ -130,16 +131,24 @@ async def _follow(session, socket, prompt, prompt_id, verbose):
                 if problem:
                     raise problem
                 return
-            if kind == "executing":
-                bar.set_description_str(title(prompt, data["node"]))
+            if kind == "execution_cached":
+                started += len(data["nodes"])
+            elif kind == "executing":
+                _show(bar, started, title(prompt, data["node"]))
+                started += 1
             elif kind == "progress":
-                bar.total, bar.n = data["max"], data["value"]
-                bar.refresh()
+                done, most = data["value"], data["max"]
+                _show(bar, started - 1 + done / most, f"{title(prompt, data['node'])} {done}/{most}")
             elif kind == "execution_error":
                 problem = Problem(explain_failure(prompt, data, verbose))
             elif kind == "execution_interrupted":
                 problem = Problem(f"Somebody interrupted the workflow at {label(prompt, data['node_id'])}.")
     raise Problem("ComfyUI closed the connection before the workflow was done: it has probably ended; see its log.")
+
+
+def _show(bar, nodes, text):
+    bar.n = min(nodes, bar.total)  # nodes made by other nodes are not in the total
+    bar.set_description_str(text)
 
 
 async def _still_known(session, prompt_id):
