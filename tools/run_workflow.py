@@ -62,7 +62,7 @@ async def _run(prompt, url, output, verbose):
         except aiohttp.ClientError as error:
             raise Problem(f"The connection to ComfyUI at {url} broke: {error or type(error).__name__}.") from error
     reports = [report["totals"] for shown in outputs.values() for report in shown.get("report", [])
-               if "totals" in report]  # else another pack's
+               if report.get("totals")]  # else another pack's, or a run that never ended
     return {
         "files": files,
         "texts": [text for shown in outputs.values() for text in shown.get("text", [])],
