@@ -1,0 +1,29 @@
+"""Every bundled workflow runs headless, makes its pictures, and reports the model evaluations it should need."""
+
+import pytest
+from PIL import Image, ImageStat
+
+from tools import ROOT
+from tools.prompt import load_prompt
+from tools.run_workflow import run_on
+
+FILES = sorted((ROOT / "workflows" / "api").glob("*.json"))
+WORK = {  # pictures, and steps of each sampling run; guided with a negative prompt, a step is two evaluations
+    "01-first-picture": (1, [20]),
+    "10-momentum-sampler": (4, [8]),
+    "11-lambda-ddim": (1, [10]),
+    "12-uniform-lambda": (1, [20]),
+    "20-apg": (2, [20, 20]),
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_runs(server, tmp_path, file):
+    result = run_on(server, load_prompt(file), tmp_path)
+    pictures = [Image.open(made) for made in result["files"]]
+    count, steps = WORK[file.stem]
+    assert [picture.size for picture in pictures] == [(128, 128)] * count
+    assert all(max(ImageStat.Stat(picture).stddev) > 5 for picture in pictures), "one flat colour"
+    assert [report["steps"] for report in result["reports"]] == steps
+    assert result["evaluations"] == 2 * sum(steps)
+    assert all(f"{2 * run} model evaluations" in "\n".join(result["texts"]) for run in steps)

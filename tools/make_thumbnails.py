@@ -1,0 +1,60 @@
+"""Makes the thumbnails that ComfyUI shows in its templates: runs workflows and writes workflows/NAME.jpg.
+
+    python -m tools.make_thumbnails [workflows/api/NAME.json ...]
+"""
+
+import argparse
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from . import ROOT
+from .install import Problem
+from .prompt import load_prompt
+from .run_workflow import run_on
+from .server import end_on_sigterm, running_server
+
+WORKFLOWS = ROOT / "workflows"
+SIDE, BYTES = 512, 40_000
+
+
+def thumbnail(picture):
+    """The picture as JPEG, ``SIDE`` pixels at its longer side, in at most ``BYTES`` bytes."""
+    scale = SIDE / max(picture.size)
+    picture = picture.convert("RGB").resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
+    for quality in range(90, 0, -10):
+        data = io.BytesIO()
+        picture.save(data, "JPEG", quality=quality, optimize=True)
+        if data.tell() <= BYTES:
+            return data.getvalue()
+    raise Problem(f"No JPEG of {picture.size} pixels fits into {BYTES} bytes: make the workflow's picture calmer.")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tools.make_thumbnails", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, help="workflows in API format (default: all)")
+    files = parser.parse_args().files or sorted((WORKFLOWS / "api").glob("*.json"))
+    end_on_sigterm()
+    try:
+        prompts = {file: load_prompt(file) for file in files}
+        with running_server() as server, tempfile.TemporaryDirectory() as folder:
+            for file, prompt in prompts.items():
+                made = run_on(server, prompt, folder)["files"]
+                if not made:
+                    raise Problem(f"{file} makes no picture: add Save Image.")
+                target = WORKFLOWS / f"{file.stem}.jpg"
+                part = target.with_suffix(".part")
+                part.write_bytes(thumbnail(Image.open(made[0])))
+                part.replace(target)
+                print(target)
+    except (Problem, OSError) as problem:
+        sys.exit(f"distillery: {problem}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
