@@ -46,36 +46,49 @@ def find_chromium():
 
 
 class Frontend:
-    """One open page. ``errors`` collects what its console complained about, as (text, URL of the source)."""
+    """One open page. ``complaints`` are the errors and warnings of its console, as (text, URL of what said it)."""
 
-    def __init__(self, page, url):
-        self.page, self.url, self.errors = page, url, []
-        page.on("console", lambda said: said.type == "error" and self.errors.append((said.text, said.location["url"])))
-        page.on("pageerror", lambda error: self.errors.append((str(error), error.stack)))
+    def __init__(self, page):
+        self.page, self.complaints = page, []
+        page.on("console", self._console_said)
+        page.on("pageerror", lambda error: self.complaints.append((str(error), error.stack)))
 
+    def _console_said(self, message):
+        if message.type in ("error", "warning"):
+            self.complaints.append((message.text, message.location["url"]))
+
+    def evaluate(self, script, argument=None):
+        """What a JavaScript function returns, as JSON would carry it."""
+        from playwright.sync_api import Error
+
+        try:
+            answer = self.page.evaluate(f"async argument => JSON.stringify(await ({script})(argument))", argument)
+        except Error as error:
+            raise Problem(f"ComfyUI's frontend failed: {error.message.splitlines()[0]}") from error
+        return None if answer is None else json.loads(answer)
 
     def load(self, workflow):
         """Show a workflow: a file or its content, in the browser's format or in API format."""
         if not isinstance(workflow, dict):
             workflow = json.loads(Path(workflow).read_text("utf-8"))
         loader = "loadGraphData" if "nodes" in workflow else "loadApiJson"
-        self.page.evaluate(f"async workflow => {{ await app.{loader}(workflow, 'workflow') }}", workflow)
+        self.evaluate(f"async workflow => {{ await app.{loader}(workflow, 'workflow') }}", workflow)
 
     def missing_nodes(self):
         """(id, class, title) of each node of the graph that this ComfyUI does not know."""
-        return [tuple(node) for node in self.page.evaluate(MISSING)]
+        return [tuple(node) for node in self.evaluate(MISSING)]
 
     def to_api(self):
-        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        return self.evaluate("async () => (await app.graphToPrompt()).output")
 
     def to_ui(self):
-        return json.loads(self.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+        return self.evaluate("() => app.graph.serialize()")
 
     def run_and_wait(self, start=None):
         """Queue the graph, or do what ``start`` does to queue it; returns ComfyUI's event at the end, with its ``kind``."""
-        self.page.evaluate(WATCH)
+        self.evaluate(WATCH)
         if start is None:
-            self.page.evaluate("async () => { await app.queuePrompt(0) }")
+            self.evaluate("async () => { await app.queuePrompt(0) }")
         else:
             start()
         return self.page.wait_for_function(ENDED).json_value()
@@ -102,7 +115,7 @@ def open_frontend(url):
         page.set_default_timeout(PATIENCE)
         page.route(lambda address: not address.startswith((url, "data:", "blob:")), lambda route: route.abort())
         page.route("**/api/settings", settings)
-        frontend = Frontend(page, url)
+        frontend = Frontend(page)
         try:
             page.goto(url)
             page.wait_for_function(READY)

@@ -23,22 +23,24 @@ def load_workflow(file):
     except ValueError as error:
         raise Problem(f"{file} is not JSON: {error}.") from error
     nodes = workflow.get("nodes") if isinstance(workflow, dict) else None
-    if not isinstance(nodes, list) or not all(isinstance(node, dict) and "type" in node for node in nodes):
+    if not nodes or not isinstance(nodes, list) or not all(map(_is_node, nodes)):
         api = isinstance(workflow, dict) and any(isinstance(v, dict) and "class_type" in v for v in workflow.values())
         raise Problem(f"{file} is in API format already." if api else
                       f"{file} is no workflow as the browser saves it. In ComfyUI: File > Export.")
     return workflow
 
 
+def _is_node(node):
+    return isinstance(node, dict) and isinstance(node.get("id"), (int, str)) and isinstance(node.get("type"), str)
+
+
 def convert(frontend, workflow):
-    """The API format of a browser workflow. Problem if the frontend cannot show all of it."""
+    """The API format of a browser workflow. Problem if this ComfyUI lacks one of its nodes."""
     frontend.load(workflow)
     missing = frontend.missing_nodes()
     if missing:
         nodes = {node_id: {"class_type": kind, "_meta": {"title": title}} for node_id, kind, title in missing}
         raise Problem(explain_missing_nodes(nodes, {kind for _, kind, _ in missing}))
-    if len(frontend.to_ui()["nodes"]) != len(workflow["nodes"]):
-        raise Problem("ComfyUI's frontend does not accept this workflow: open it in the browser to see what it says.")
     return frontend.to_api()
 
 

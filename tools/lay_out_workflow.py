@@ -87,7 +87,7 @@ def lay_out(ui, note):
 
 def twin(frontend, prompt, note):
     frontend.load(prompt)
-    frontend.page.evaluate(KEEP_SEEDS)
+    frontend.evaluate(KEEP_SEEDS)
     ui = frontend.to_ui()
     lay_out(ui, note)
     back = convert(frontend, ui)
