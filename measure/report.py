@@ -40,14 +40,14 @@ class Recorder:
             rows[-1]["evaluations"] += branches
         for row, start, stop in zip(rows, starts, [*starts[1:], now]):
             row["seconds"] = stop - start
-            row["evaluations"] = dict(row["evaluations"])
+            row["evaluations"] = dict(sorted(row["evaluations"].items()))
         branches = sum((prediction[3] for prediction in self.predictions), Counter())
         self.run["steps"] = rows
         self.run["totals"] = {
             "steps": len(rows),
             "calls": sum(row["calls"] for row in rows),
             "evaluations": branches.total(),
-            "branches": dict(branches),
+            "branches": dict(sorted(branches.items())),
             "seconds": now - self.began,
         }
         self.run["complete"] = len(rows) == len(self.sigmas) - 1

@@ -166,7 +166,7 @@ def main():
     if options.test is not None:
         become([pytest_command(host.python), *options.test], environment)
     if options.run is not None:
-        become([host.python, *options.run], environment)
+        become([host.python, *options.run], {**THREADS, **environment})
     print(json.dumps({"python": host.python, "comfyui": str(host.comfyui)}))
 
 

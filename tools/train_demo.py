@@ -39,20 +39,29 @@ def half(network):
 # Autoencoder
 
 
+def crops(pictures, scenes, rng, side=64):
+    """A crop around an object of each picture, on the latent grid: from flat background there is little to learn."""
+    corners = []
+    for scene in scenes:
+        place = shapes.POSITIONS[rng.choice(scene.items).position]
+        wanted = (pictures.shape[-1] * c - side / 2 + rng.uniform(-16, 16) for c in place)
+        corners.append([8 * round(min(max(c, 0), pictures.shape[-1] - side) / 8) for c in wanted])
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (x, y) in zip(pictures, corners)])
+
+
 def vae_loss(vae, norm, batch, device, step):
     """L1 + L2 of the decoded picture, from latents of unit variance per channel, with noise, at two scales.
 
     The noise makes the latents smooth; the second scale (EQ-VAE, arXiv:2502.09509) makes them shrink as pictures do.
     """
     torch.manual_seed(step)
-    pictures = shapes.draw(scenes_for("vae", step, batch)[0], device=device)
-    x, y = torch.randint(0, 9, (2,)).tolist()
-    target = pictures[..., 8 * y : 8 * y + 64, 8 * x : 8 * x + 64].contiguous(memory_format=torch.channels_last)
+    scenes, rng = scenes_for("vae", step, batch)
+    target = crops(shapes.draw(scenes, device=device), scenes, rng).contiguous(memory_format=torch.channels_last)
     with autocast(device):
         latents = norm(vae.taesd_encoder(target).float())
         if step % 4 == 0:
             latents, target = F.avg_pool2d(latents, 2), F.avg_pool2d(target, 2)
-        noise = torch.randn_like(latents) * (0.3 * torch.rand(batch, 1, 1, 1, device=device))
+        noise = torch.randn_like(latents) * (0.2 * torch.rand(batch, 1, 1, 1, device=device))
         error = vae.taesd_decoder(latents + noise).float() - target
     return error.abs().mean() + error.square().mean()
 
@@ -157,10 +166,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=["vae", "dit"], help="default: all, in this order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--vae-steps", type=int, default=1200)
-    parser.add_argument("--dit-steps", type=int, default=4000)
+    parser.add_argument("--vae-steps", type=int, default=2000)
+    parser.add_argument("--dit-steps", type=int, default=4200)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pool", type=int, default=24000, help="pictures encoded for the transformer")
+    parser.add_argument("--pool", type=int, default=20480, help="pictures encoded for the transformer")
     options = parser.parse_args()
     import_networks(options.device)
     if "vae" in options.stages or not options.stages:

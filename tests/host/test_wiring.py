@@ -63,8 +63,7 @@ def test_lambda_ddim_at_zero_is_core_euler(nodes, built):
     model, shape = built
     noise = tiny.noise_for(shape, [1])
     got = tiny.sample(model, noise, sampler=solver_sampler(nodes, "lambda_ddim", lambda_c=0.0))
-    # On flow the first noise level is 0.9999 instead of 1.
-    torch.testing.assert_close(got, tiny.sample(model, noise), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(got, tiny.sample(model, noise), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -1,0 +1,109 @@
+"""The bundled model: files that core's own loaders read, a genuine CLIP, and pictures that show what was asked for."""
+
+import comfy.sd
+import comfy.supported_models
+import folder_paths
+import pytest
+import tiny
+import torch
+
+from tools import ROOT, shapes
+
+MODELS = ROOT / "models"
+
+
+@pytest.fixture(scope="module")
+def bundled(nodes):
+    with torch.inference_mode():
+        return tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")
+
+
+def encode(nodes, clip, text):
+    with torch.inference_mode():
+        return nodes["CLIPTextEncode"]().encode(clip, text)[0]
+
+
+def picture(nodes, bundled, text, seed=0):
+    """(H, W, 3) in [0, 1], by core's KSampler and VAEDecode."""
+    model, clip, vae = bundled
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(1, 16, 16, 16)}
+        positive, negative = encode(nodes, clip, text), encode(nodes, clip, "")
+        sampler = nodes["KSampler"]()
+        (sampled,) = sampler.sample(model, seed, 20, 4.0, "euler", "simple", positive, negative, latent)
+        return nodes["VAEDecode"]().decode(vae, sampled)[0][0]
+
+
+def colour_at(image, x, y):
+    """The name of the palette colour nearest to the mean around a point given as shares of the side."""
+    side = image.shape[0]
+    row, column = round(y * side), round(x * side)
+    mean = image[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].mean((0, 1))
+    return min(shapes.COLOURS, key=lambda name: (mean - torch.tensor(shapes.COLOURS[name])).square().sum())
+
+
+def test_core_loaders_read_the_files(nodes):
+    for folder in ("diffusion_models", "vae"):
+        folder_paths.add_model_folder_path(folder, str(MODELS))
+    with torch.inference_mode():
+        (model,) = nodes["UNETLoader"]().load_unet("shapes-dit.safetensors", "default")
+        (vae,) = nodes["VAELoader"]().load_vae("shapes-vae16.safetensors")
+        assert isinstance(model.model.model_config, comfy.supported_models.FluxSchnell)
+        assert len(model.model.diffusion_model.double_blocks) + len(model.model.diffusion_model.single_blocks) >= 8
+        generator = torch.Generator().manual_seed(0)
+        latent = vae.encode(torch.rand(1, 128, 128, 3, generator=generator))
+        assert latent.shape == (1, 16, 16, 16)
+        assert vae.decode(latent).shape == (1, 128, 128, 3)
+
+
+def test_latents_have_about_unit_variance_where_the_network_sees_them(bundled):
+    import random
+
+    rng = random.Random(123)
+    pictures = shapes.draw([shapes.random_scene(rng) for _ in range(32)])
+    with torch.inference_mode():
+        latents = bundled[0].model.process_latent_in(bundled[2].encode(pictures.movedim(1, -1)))
+        decoded = bundled[2].decode(bundled[2].encode(pictures.movedim(1, -1)))
+    assert 0.8 < latents.std() < 1.25
+    psnr = -10 * (decoded - pictures.movedim(1, -1)).square().mean((1, 2, 3)).log10()
+    assert psnr.mean() > 25
+
+
+def test_the_text_encoder_is_a_genuine_clip(nodes, bundled):
+    clip = bundled[1]
+    assert isinstance(clip, comfy.sd.CLIP)
+    plain, weighted = encode(nodes, clip, "a red star"), encode(nodes, clip, "a (red:1.5) star")
+    assert plain[0][0].shape == (1, 24, 128) and plain[0][1]["pooled_output"].shape == (1, 128)
+    changed = (plain[0][0] != weighted[0][0]).any(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [2]  # start, a, red
+    assert not torch.equal(plain[0][0], encode(nodes, clip, "a blue star")[0][0])
+    assert torch.equal(encode(nodes, clip, "a gnu")[0][0], encode(nodes, clip, "a yak")[0][0])
+
+
+def test_every_caption_is_made_of_known_words_and_fits(bundled):
+    import random
+
+    rng = random.Random(5)
+    for _ in range(300):
+        tokens = bundled[1].tokenize(shapes.caption(shapes.random_scene(rng), rng))["shapes"]
+        assert len(tokens) == 1 and not any(token == 2 for token, _ in tokens[0])
+
+
+def test_pictures_show_the_colours_and_places_asked_for(nodes, bundled):
+    right = 0
+    asked = [("red", "blue", "center"), ("yellow", "black", "left"), ("green", "white", "top"), ("blue", "yellow", "bottom right")]
+    for colour, background, place in asked:
+        image = picture(nodes, bundled, f"a large {colour} circle {'at' if place == 'top' else 'in'} the {place} on a {background} background")
+        x, y = shapes.POSITIONS[place]
+        right += colour_at(image, x, y) == colour
+        right += colour_at(image, 1 - x if x != 0.5 else 0.05, 1 - y if y != 0.5 else 0.05) == background
+    assert right >= 6, f"{right} of 8 colours are where they were asked for"
+
+
+def test_missing_weights_are_named_with_the_remedy(nodes, monkeypatch, tmp_path):
+    import sys
+
+    demo = sys.modules[nodes["Distillery_LoadDemoModel"].__module__]
+    monkeypatch.setattr(demo, "MODELS", tmp_path)
+    with pytest.raises(ValueError, match=r"shapes-dit.safetensors is missing.*git checkout models"):
+        tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")
