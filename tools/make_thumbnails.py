@@ -42,7 +42,7 @@ def main():
         prompts = {file: load_prompt(file) for file in files}
         with running_server() as server, tempfile.TemporaryDirectory() as folder:
             for file, prompt in prompts.items():
-                made = run_on(server, prompt, folder)["files"]
+                made = sorted(run_on(server, prompt, folder)["files"])  # branches run in any order
                 if not made:
                     raise Problem(f"{file} makes no picture: add Save Image.")
                 target = WORKFLOWS / f"{file.stem}.jpg"

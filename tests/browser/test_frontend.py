@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import urllib.request
@@ -74,7 +73,7 @@ def test_nodes_lie_apart_at_the_size_the_browser_gives_them(frontend, name):
 
 def test_the_run_button_makes_the_first_picture(frontend):
     frontend.load(WORKFLOWS / "01-first-picture.json")
-    button = frontend.page.get_by_role("button", name=re.compile("^Run"))
+    button = frontend.page.get_by_test_id("queue-button")
     assert frontend.run_and_wait(button.click)["kind"] == "execution_success"
     shown = frontend.evaluate("() => app.nodeOutputs")
     titles = {node_id: node["_meta"]["title"] for node_id, node in frontend.to_api().items()}
