@@ -101,6 +101,7 @@ class Frontend:
 def open_frontend(url):
     """Yield a Frontend on the server at ``url``. It reads and changes no settings there, and no other address at all."""
     program = find_chromium()
+    url = url if "://" in url else f"http://{url}"
     from playwright.sync_api import Error, sync_playwright
 
     def settings(route):

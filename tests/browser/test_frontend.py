@@ -147,7 +147,8 @@ def test_a_node_that_is_not_there_is_named_and_nothing_is_written(url, tmp_path)
 
 def test_the_converter_writes_the_headless_twin(url, tmp_path):
     twin = (WORKFLOWS / "api" / "01-first-picture.json").read_text("utf-8")
-    done = convert(WORKFLOWS / "01-first-picture.json", "--server", url, "-o", tmp_path / "out.json")
+    address = url.removeprefix("http://")
+    done = convert(WORKFLOWS / "01-first-picture.json", "--server", address, "-o", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out.json").read_text("utf-8")) == json.loads(twin)
     assert os.listdir(tmp_path) == ["out.json"]
