@@ -154,10 +154,10 @@ def train_dit(device, steps, batch, pool):
     encoder, tokenize = text_encoder()
     networks = torch.nn.ModuleDict({"dit": transformer(), "text": encoder}).to(device)
     loss = functools.partial(dit_loss, networks, tokenize, scenes, latents, batch, device)
-    seconds = train(networks, loss, steps, CACHE / "dit", peak=1.5e-3)
+    seconds = train(networks, loss, steps, CACHE / "dit", peak=1.2e-3)
     card = {"steps": steps, "batch": batch, "pictures": pool, "seconds": round(seconds), "device": device}
     save(MODELS / "shapes-dit.safetensors", half(networks["dit"]), {"training": json.dumps(card)})
-    text = {f"transformer.{k}": v for k, v in half(networks["text"].transformer).items()}
+    text = half(networks["text"].transformer)
     save(MODELS / "shapes-text.safetensors", text, {"words": json.dumps(shapes.vocabulary()), "training": json.dumps(card)})
     print(card)
 
@@ -167,13 +167,13 @@ def main():
     parser.add_argument("stages", nargs="*", choices=["vae", "dit"], help="default: all, in this order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vae-steps", type=int, default=2000)
-    parser.add_argument("--dit-steps", type=int, default=4200)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--dit-steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pool", type=int, default=20480, help="pictures encoded for the transformer")
     options = parser.parse_args()
     import_networks(options.device)
     if "vae" in options.stages or not options.stages:
-        train_vae(options.device, options.vae_steps, options.batch // 2)
+        train_vae(options.device, options.vae_steps, options.batch)
     if "dit" in options.stages or not options.stages:
         train_dit(options.device, options.dit_steps, options.batch, options.pool)
 

@@ -1,7 +1,6 @@
 """One training loop for all bundled models: progress, averaged weights, checkpoints that a killed run resumes from."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -16,7 +15,8 @@ def save(path, tensors, metadata):
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=metadata)
-    os.replace(part, path)
+    part.chmod(0o644)  # safetensors leaves it to its owner alone
+    part.replace(path)
 
 
 def load(path):

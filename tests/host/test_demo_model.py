@@ -2,6 +2,7 @@
 
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import folder_paths
 import pytest
 import tiny
@@ -78,6 +79,13 @@ def test_the_text_encoder_is_a_genuine_clip(nodes, bundled):
     assert changed.nonzero().flatten().tolist() == [2]  # start, a, red
     assert not torch.equal(plain[0][0], encode(nodes, clip, "a blue star")[0][0])
     assert torch.equal(encode(nodes, clip, "a gnu")[0][0], encode(nodes, clip, "a yak")[0][0])
+
+
+def test_every_weight_of_the_text_encoder_is_loaded(bundled):
+    loaded = bundled[1].cond_stage_model.shapes.transformer.state_dict()
+    on_disk, _ = comfy.utils.load_torch_file(str(MODELS / "shapes-text.safetensors"), return_metadata=True)
+    assert set(loaded) == set(on_disk)
+    assert all(torch.equal(loaded[key], on_disk[key].to(loaded[key])) for key in on_disk)
 
 
 def test_every_caption_is_made_of_known_words_and_fits(bundled):
