@@ -27,6 +27,8 @@ class Recorder:
 
     def step_started(self, step):
         """Solvers announce a step after its first prediction, so the latest one opens it."""
+        if not self.predictions or self.predictions[-1][0] is not None:
+            self.prediction_started()  # a cache answered for the network
         self.predictions[-1][0] = step
 
     def end(self):

@@ -2,11 +2,13 @@
 
 import inspect
 import json
+import sys
 
 import pytest
 from comfy_api.latest import io
 
 from tools import ROOT
+from tools.host import NEEDED_COMFYUI
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,15 @@ def test_every_node_is_in_a_headless_workflow(ours):
     for path in (ROOT / "workflows" / "api").glob("*.json"):
         used |= {node["class_type"] for node in json.loads(path.read_text()).values()}
     assert set(ours) <= used
+
+
+def test_an_old_comfyui_is_refused_with_the_remedy(ours):
+    version = sys.modules[next(iter(ours.values())).__module__.rpartition(".")[0] + ".version"]
+    version.check("0.30.0")
+    with pytest.raises(ImportError, match="needs ComfyUI 0.30.0 or newer and this is 0.9.2: update"):
+        version.check("0.9.2")
+    assert version.NEEDED == NEEDED_COMFYUI
+    assert f'requires-comfyui = ">={".".join(map(str, NEEDED_COMFYUI))}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_locales_say_what_the_schemas_say(ours):
