@@ -31,12 +31,14 @@ class Recorder:
             self.prediction_started()  # a cache answered for the network
         self.predictions[-1][0] = step
 
-    def end(self):
+    def end(self, completed):
         now = self.clock()
         rows, starts = [], []
         for step, when, calls, branches in self.predictions:
             if step is not None or not rows:
-                rows.append({"step": step or 0, "sigma": self.sigmas[step or 0], "calls": 0, "evaluations": Counter()})
+                step = step or 0
+                sigma = self.sigmas[step] if step < len(self.sigmas) else None  # an adaptive solver takes steps of its own
+                rows.append({"step": step, "sigma": sigma, "calls": 0, "evaluations": Counter()})
                 starts.append(when)
             rows[-1]["calls"] += calls
             rows[-1]["evaluations"] += branches
@@ -52,7 +54,7 @@ class Recorder:
             "branches": dict(sorted(branches.items())),
             "seconds": now - self.began,
         }
-        self.run["complete"] = len(rows) == len(self.sigmas) - 1
+        self.run["complete"] = completed
 
 
 class Report:

@@ -12,6 +12,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
+from ..measure.report import Recorder
 from ..samplers.path import Path
 
 RUNS = "distillery_runs"  # in transformer_options: token of a hooked method -> what it remembers in this run
@@ -86,9 +87,10 @@ def sigmas_for(model, schedule, steps, denoise, settings):
 # MODEL
 
 
-def with_run_state(model, begin, end=lambda state: None):
+def with_run_state(model, begin, end=lambda state, completed: None):
     """A clone of ``model`` and a token; during each sampling run ``run_state(transformer_options, token)`` is what
-    ``begin(run)`` returned, where run is a dict of ComfyUI's arguments that begin may change. ``end`` always follows.
+    ``begin(run)`` returned, where run is a dict of ComfyUI's arguments that begin may change. ``end`` always follows and
+    is told whether the run was completed.
     """
     model, token = model.clone(), object()
 
@@ -101,13 +103,16 @@ def with_run_state(model, begin, end=lambda state: None):
         run = {"guider": guider, "sigmas": sigmas, "callback": callback}
         state = begin(run)
         guider.model_options["transformer_options"].setdefault(RUNS, {})[token] = state
+        completed = False
         try:
-            return executor(
+            samples = executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, run["callback"], disable_pbar, seed,
                 latent_shapes=latent_shapes,
             )  # fmt: skip
+            completed = True
+            return samples
         finally:
-            end(state)
+            end(state, completed)
 
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, token, outer_sample)
     return model, token
@@ -176,7 +181,7 @@ def with_report(model, report):
         run_state(transformer_options, token).called(transformer_options["cond_or_uncond"])
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    model, token = with_run_state(model, begin, end=lambda recorder: recorder.end())
+    model, token = with_run_state(model, begin, end=Recorder.end)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, token, predict_noise)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, token, apply_model)
     return model

@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..samplers.core import complete
+
 
 def knob_input(knob):
     common = {"default": knob.default, "tooltip": knob.tooltip, "advanced": knob.advanced or None}
@@ -21,8 +23,9 @@ def method_input(methods, first=""):
 
 
 def chosen(method, methods):
-    """The registry entry and the knobs in the dict that ComfyUI makes of a ``method_input``."""
-    return methods[method["method"]], {name: value for name, value in method.items() if name != "method"}
+    """The registry entry and all its knobs, from the dict that ComfyUI makes of a ``method_input``."""
+    entry = methods[method["method"]]
+    return entry, complete(entry.knobs, {name: value for name, value in method.items() if name != "method"})
 
 
 def family(registry, name):

@@ -8,4 +8,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: ComfyUI's own `nodes` must win over ours
 
-import tools  # noqa: E402, F401
+import tools  # noqa: F401

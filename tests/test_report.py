@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-
 from comfyui_distillery.measure.report import Report, summary
 
 
@@ -30,7 +29,7 @@ def test_second_stages_belong_to_the_step_they_finish(report):
     predict(recorder, [0, 1])  # Heun's second stage of step 0
     predict(recorder, [0, 1])
     recorder.step_started(1)
-    recorder.end()
+    recorder.end(True)
     (run,) = report.runs
     assert [(row["step"], row["sigma"], row["calls"]) for row in run["steps"]] == [(0, 4.0, 2), (1, 2.0, 1)]
     assert [row["evaluations"] for row in run["steps"]] == [{"cond": 2, "uncond": 2}, {"cond": 1, "uncond": 1}]
@@ -44,7 +43,7 @@ def test_conditions_run_one_by_one_are_more_calls_and_as_many_evaluations(report
     recorder = start(report, [1.0, 0.0])
     predict(recorder, [1], [0], [2])
     recorder.step_started(0)
-    recorder.end()
+    recorder.end(True)
     assert report.runs[0]["totals"]["branches"] == {"cond": 1, "cond 2": 1, "uncond": 1}
     assert report.runs[0]["totals"]["calls"] == 3
 
@@ -55,13 +54,13 @@ def test_a_step_that_a_cache_answered_is_a_row_without_evaluations(report):
         if step != 1:
             predict(recorder, [0])
         recorder.step_started(step)
-    recorder.end()
+    recorder.end(True)
     assert [(row["step"], row["calls"]) for row in report.runs[0]["steps"]] == [(0, 1), (1, 0), (2, 1)]
 
 
 def test_runs_of_one_prompt_stay_together_and_the_next_prompt_starts_afresh(report):
     for prompt, runs in (("a", 1), ("a", 2), ("b", 1)):
-        start(report, [1.0, 0.0], prompt).end()
+        start(report, [1.0, 0.0], prompt).end(True)
         assert len(report.runs) == runs
 
 
@@ -69,5 +68,5 @@ def test_the_summary_says_what_was_done_and_whether_it_ended(report):
     recorder = start(report, [2.0, 1.0, 0.0])
     predict(recorder, [1, 0])
     recorder.step_started(0)
-    recorder.end()
+    recorder.end(False)
     assert summary(report.runs) == "1 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 2.00 s (stopped early)"
