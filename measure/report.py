@@ -6,24 +6,28 @@ a call may hold several evaluations, because ComfyUI runs conditions of the same
 
 from collections import Counter
 
-BRANCHES = {0: "cond", 1: "uncond"}
-
 
 class Recorder:
-    """One run as it happens. Kept for that run only; what remains is the dict that ``end`` fills."""
+    """One run as it happens. Kept for that run only; what remains is the dict that ``end`` fills.
 
-    def __init__(self, sigmas, clock):
-        self.sigmas, self.clock, self.began = sigmas, clock, clock()
-        self.predictions = []  # one per model evaluation of the solver: [step or None, when, calls, branches]
+    branches names ComfyUI's conditions by number; one that has no name is "cond 0", "cond 1" and so on.
+    """
+
+    def __init__(self, sigmas, branches, clock):
+        self.sigmas, self.branches, self.clock = sigmas, branches, clock
+        self.predictions = []  # one per model evaluation of the solver: [step or None, when, calls, evaluations]
         self.run = {"steps": [], "totals": {}, "complete": False}
 
     def prediction_started(self):
         self.predictions.append([None, self.clock(), 0, Counter()])
 
-    def called(self, branches):
+    def called(self, conditions):
         prediction = self.predictions[-1]
         prediction[2] += 1
-        prediction[3].update(BRANCHES.get(branch, f"cond {branch}") for branch in branches)
+        prediction[3].update(map(self.branch, conditions))
+
+    def branch(self, condition):
+        return self.branches[condition] if condition < len(self.branches) else f"cond {condition}"
 
     def step_started(self, step):
         """Solvers announce a step after its first prediction, so the latest one opens it."""
@@ -32,18 +36,19 @@ class Recorder:
         self.predictions[-1][0] = step
 
     def end(self, completed):
+        """Seconds count from the first prediction, so loading the model is not among them."""
         now = self.clock()
-        rows, starts = [], []
-        for step, when, calls, branches in self.predictions:
-            if step is not None or not rows:
-                step = step or 0
-                sigma = self.sigmas[step] if step < len(self.sigmas) else None  # an adaptive solver takes steps of its own
-                rows.append({"step": step, "sigma": sigma, "calls": 0, "evaluations": Counter()})
-                starts.append(when)
-            rows[-1]["calls"] += calls
-            rows[-1]["evaluations"] += branches
-        for row, start, stop in zip(rows, starts, [*starts[1:], now]):
-            row["seconds"] = stop - start
+        rows, waiting = [], []
+        for prediction in self.predictions:
+            waiting.append(prediction)
+            if prediction[0] is not None or rows:  # what precedes the first announced step is part of it
+                self.add(rows, waiting)
+                waiting = []
+        if waiting:
+            self.add(rows, waiting)
+        stops = [row["start"] for row in rows[1:]] + [now]
+        for row, stop in zip(rows, stops):
+            row["seconds"] = stop - row.pop("start")
             row["evaluations"] = dict(sorted(row["evaluations"].items()))
         branches = sum((prediction[3] for prediction in self.predictions), Counter())
         self.run["steps"] = rows
@@ -52,9 +57,20 @@ class Recorder:
             "calls": sum(row["calls"] for row in rows),
             "evaluations": branches.total(),
             "branches": dict(sorted(branches.items())),
-            "seconds": now - self.began,
+            "seconds": sum(row["seconds"] for row in rows),
         }
         self.run["complete"] = completed
+
+    def add(self, rows, predictions):
+        """Count predictions in: to a new row if the last of them opens a step, or nothing is open yet."""
+        step, when = predictions[-1][0], predictions[0][1]
+        if step is not None or not rows:
+            step = step or 0
+            sigma = self.sigmas[step] if step < len(self.sigmas) else None  # an adaptive solver takes steps of its own
+            rows.append({"step": step, "sigma": sigma, "calls": 0, "evaluations": Counter(), "start": when})
+        for _, _, calls, evaluations in predictions:
+            rows[-1]["calls"] += calls
+            rows[-1]["evaluations"] += evaluations
 
 
 class Report:
@@ -63,10 +79,10 @@ class Report:
     def __init__(self):
         self.prompt, self.runs = None, []
 
-    def begin(self, prompt, sigmas, clock):
+    def begin(self, prompt, sigmas, branches, clock):
         if prompt is None or prompt != self.prompt:
             self.prompt, self.runs = prompt, []
-        recorder = Recorder(sigmas, clock)
+        recorder = Recorder(sigmas, branches, clock)
         self.runs.append(recorder.run)
         return recorder
 

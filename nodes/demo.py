@@ -5,6 +5,7 @@ from pathlib import Path
 import comfy.sd
 import comfy.utils
 from comfy_api.latest import io
+from safetensors import SafetensorError, safe_open
 
 from . import host
 from .shapes_clip import load_clip
@@ -16,13 +17,17 @@ DEMO_MODELS = {  # name: files of the network, the autoencoder and the text enco
 
 
 def bundled(file):
+    """The path of a bundled file, after a look at whether it is all there."""
     path = MODELS / file
-    if not path.is_file():
+    try:
+        with safe_open(path, "pt"):
+            return str(path)
+    except (OSError, SafetensorError) as error:
+        state = "damaged" if path.is_file() else "missing"
         raise ValueError(
-            f"name: the bundled file {path} is missing. Bring it back with `git checkout models` in the pack's folder, "
-            "install the pack again, or train it anew as models/README.md says."
-        )
-    return str(path)
+            f"The bundled file {path} is {state}. Bring it back with `git checkout models` in the pack's folder, install "
+            "the pack again, or train it anew as models/README.md says."
+        ) from error
 
 
 class LoadDemoModel(io.ComfyNode):

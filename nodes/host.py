@@ -11,8 +11,8 @@ import comfy.model_sampling
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
+from tqdm.auto import tqdm
 
-from ..measure.report import Recorder
 from ..samplers.path import Path
 
 RUNS = "distillery_runs"  # in transformer_options: token of a hooked method -> what it remembers in this run
@@ -32,8 +32,8 @@ def path_of(sampling):
     prediction = next((name for kind, name in PREDICTIONS if isinstance(sampling, kind)), None)
     if prediction is None:
         raise ValueError(
-            f"model has the sampling type {type(sampling).__mro__[2].__name__}, whose signal and noise levels this method "
-            "does not know. Use one of core's samplers and schedulers with it."
+            f"model has the prediction type {type(sampling).__bases__[-1].__name__}, which this method does not know. Use "
+            "one of core's samplers and schedulers with it."
         )
     if prediction == "flow":
         return Path("flow", sigma_first=float(sampling.percent_to_sigma(1e-4)))
@@ -53,6 +53,11 @@ def check_channels(latent_format, latent, shapes=None):
         )
 
 
+def is_plain_cfg(guider):
+    """Whether the guider guides with one positive and one negative, as KSampler and CFGGuider do."""
+    return type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+
+
 # SAMPLER and SIGMAS
 
 
@@ -63,12 +68,14 @@ def as_sampler(solver, settings):
         base = model.inner_model.inner_model
         path = path_of(base.model_sampling) if solver.needs_path else None
 
-        def step_done(state):
+        def step_started(state):
             comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update()
             if callback is not None:
                 callback(state)
 
-        return solver(model, x, sigmas, extra_args, step_done, disable, path=path, **settings)
+        with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+            return solver(model, x, sigmas, extra_args, step_started, disable, path=path, **settings)
 
     return comfy.samplers.KSAMPLER(sample)
 
@@ -136,11 +143,18 @@ def with_guidance(model, rule, settings):
         return model.clone()
 
     def begin(run):
-        foreign = run["guider"].model_options.get("sampler_cfg_function")
-        if foreign is not None:
+        guider = run["guider"]
+        if not is_plain_cfg(guider):
             raise ValueError(
-                f"model already has a CFG function of its own, {foreign.__module__}.{foreign.__qualname__}, which replaces "
-                f"the guidance that {rule.title} changes. Remove that node or this one."
+                f"{type(guider).__name__} mixes several prompts by a rule of its own, which {rule.title} cannot change. Use "
+                "CFGGuider or KSampler, or remove this node."
+            )
+        foreign = guider.model_options.get("sampler_cfg_function")
+        if foreign is not None:
+            name = getattr(foreign, "__qualname__", None) or repr(foreign)
+            raise ValueError(
+                f"model already has a CFG function of its own, {name}, which replaces the guidance that {rule.title} "
+                "changes. Remove that node or this one."
             )
         return rule.new_state(settings)
 
@@ -162,7 +176,8 @@ def with_report(model, report):
 
     def begin(run):
         context = get_executing_context()
-        recorder = report.begin(context and context.prompt_id, run["sigmas"].tolist(), time.perf_counter)
+        branches = ("cond", "uncond") if is_plain_cfg(run["guider"]) else ()
+        recorder = report.begin(context and context.prompt_id, run["sigmas"].tolist(), branches, time.perf_counter)
         callback = run["callback"]
 
         def step_started(step, denoised, x, total_steps):
@@ -181,7 +196,11 @@ def with_report(model, report):
         run_state(transformer_options, token).called(transformer_options["cond_or_uncond"])
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    model, token = with_run_state(model, begin, end=Recorder.end)
+    def end(recorder, completed):
+        comfy.model_management.synchronize()  # so that the seconds hold all the work of a GPU
+        recorder.end(completed)
+
+    model, token = with_run_state(model, begin, end)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, token, predict_noise)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, token, apply_model)
     return model

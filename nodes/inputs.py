@@ -15,11 +15,11 @@ def knob_input(knob):
     return kind.Input(knob.name, min=knob.min, max=knob.max, step=knob.step, **common)
 
 
-def method_input(methods, first=""):
+def method_input(methods):
     """A choice among registry entries; each shows its own knobs beneath. ``execute`` gets one dict: see ``chosen``."""
     lines = [f"{name}: {method.title}, {method.source}. Good for {method.good_for}." for name, method in methods.items()]
     options = [io.DynamicCombo.Option(name, list(map(knob_input, method.knobs))) for name, method in methods.items()]
-    return io.DynamicCombo.Input("method", options=options, tooltip="\n".join([first, *lines]).strip())
+    return io.DynamicCombo.Input("method", options=options, tooltip="\n".join(lines))
 
 
 def chosen(method, methods):

@@ -20,6 +20,7 @@ class Trace(io.ComfyNode):
             category="distillery/reports",
             description="Counts model evaluations and seconds of every run of this model, and changes nothing else.",
             search_aliases=["report", "evaluations", "nfe", "timing"],
+            not_idempotent=True,  # else ComfyUI makes one node, and one report, of two Traces on the same model
             inputs=[io.Model.Input("model", tooltip="The model to watch, as the sampler would get it.")],
             outputs=[
                 io.Model.Output(tooltip="The same model, watched: results stay bit for bit the same."),
@@ -40,7 +41,7 @@ class ShowReport(io.ComfyNode):
             node_id="Distillery_ShowReport",
             display_name="Show Report",
             category="distillery/reports",
-            description="Shows what a traced model did: steps, model evaluations, seconds.",
+            description="What a traced model did, as text and JSON. Connect Preview as Text to read it here.",
             search_aliases=["report", "evaluations", "nfe", "timing"],
             is_output_node=True,
             inputs=[

@@ -4,6 +4,7 @@ A denoiser is ``model(x, sigma, **extra_args) -> denoised``: x (B, C, ..., H, W)
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from math import isfinite
 
@@ -48,7 +49,10 @@ def check_sigmas(sigmas):
         raise ValueError(f"sigmas has shape {tuple(sigmas.shape)}: it must be one list of noise levels, shape (steps + 1,).")
     values = sigmas.tolist()
     if len(values) < 2:
-        raise ValueError(f"sigmas has {len(values)} value(s): one step needs two. Raise steps, or denoise, in the scheduler.")
+        raise ValueError(
+            f"sigmas has {len(values)} value(s): one step needs two. Raise steps or denoise in the scheduler, or split "
+            "sigmas so that this sampler gets at least one step."
+        )
     for i, value in enumerate(values):
         if not isfinite(value):
             raise ValueError(f"sigmas[{i}] is {value}: every noise level must be finite. Use another scheduler.")
@@ -60,6 +64,19 @@ def check_sigmas(sigmas):
                 f"sigmas[{i}] is {value:g} and sigmas[{i + 1}] is {following:g}: sigmas must fall strictly, and 0 may "
                 "only come last. Use fewer steps, or a scheduler that starts at the noisy end and repeats no value."
             )
+
+
+def needs_path(method):
+    return "path" in signature(method).parameters
+
+
+def with_path(title, path, name, sigma):
+    """The path, for a method that needs one. ValueError without it, or where a flow is asked for a sigma it lacks."""
+    if path is None:
+        raise ValueError(f"{title} needs path=: how this model mixes signal and noise at each sigma.")
+    if path.is_flow and sigma > 1:
+        raise ValueError(f"{name} is {sigma:g}: on a flow model a noise level is at most 1. Use another scheduler.")
+    return path
 
 
 @dataclass(frozen=True)

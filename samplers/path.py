@@ -114,7 +114,7 @@ class Path:
         if self.log_sigmas is None:
             lift = torch.log1p(sigma**2)
             return 2 * lift / (BETA_MIN + torch.sqrt(BETA_MIN**2 + 2 * (BETA_MAX - BETA_MIN) * lift))
-        table = self.log_sigmas.to(sigma)
+        table = self.log_sigmas.cpu().to(sigma)
         log_sigma = torch.maximum(sigma.log(), table[0])
         upper = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
         below, above = table[upper - 1], table[upper]

@@ -13,7 +13,7 @@ def report():
 
 def start(report, sigmas, prompt="a"):
     """A recorder whose clock moves one second a look."""
-    return report.begin(prompt, sigmas, itertools.count().__next__)
+    return report.begin(prompt, sigmas, ("cond", "uncond"), itertools.count().__next__)
 
 
 def predict(recorder, *calls):
@@ -33,9 +33,9 @@ def test_second_stages_belong_to_the_step_they_finish(report):
     (run,) = report.runs
     assert [(row["step"], row["sigma"], row["calls"]) for row in run["steps"]] == [(0, 4.0, 2), (1, 2.0, 1)]
     assert [row["evaluations"] for row in run["steps"]] == [{"cond": 2, "uncond": 2}, {"cond": 1, "uncond": 1}]
-    # Looks at the clock: begin 0, predictions 1, 2, 3, end 4.
+    # Looks at the clock: predictions 0, 1, 2, end 3.
     assert [row["seconds"] for row in run["steps"]] == [2, 1]
-    assert run["totals"] == {"steps": 2, "calls": 3, "evaluations": 6, "branches": {"cond": 3, "uncond": 3}, "seconds": 4}
+    assert run["totals"] == {"steps": 2, "calls": 3, "evaluations": 6, "branches": {"cond": 3, "uncond": 3}, "seconds": 3}
     assert run["complete"]
 
 
@@ -58,6 +58,15 @@ def test_a_step_that_a_cache_answered_is_a_row_without_evaluations(report):
     assert [(row["step"], row["calls"]) for row in report.runs[0]["steps"]] == [(0, 1), (1, 0), (2, 1)]
 
 
+def test_predictions_before_the_first_announced_step_belong_to_it(report):
+    recorder = start(report, [3.0, 0.0])
+    for _ in range(2):  # dpm_adaptive tries a step before it takes one
+        predict(recorder, [0, 1])
+    recorder.step_started(0)
+    recorder.end(True)
+    assert [(row["step"], row["calls"], row["seconds"]) for row in report.runs[0]["steps"]] == [(0, 2, 2)]
+
+
 def test_runs_of_one_prompt_stay_together_and_the_next_prompt_starts_afresh(report):
     for prompt, runs in (("a", 1), ("a", 2), ("b", 1)):
         start(report, [1.0, 0.0], prompt).end(True)
@@ -69,4 +78,4 @@ def test_the_summary_says_what_was_done_and_whether_it_ended(report):
     predict(recorder, [1, 0])
     recorder.step_started(0)
     recorder.end(False)
-    assert summary(report.runs) == "1 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 2.00 s (stopped early)"
+    assert summary(report.runs) == "1 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 1.00 s (stopped early)"

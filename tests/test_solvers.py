@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import pairwise
+from math import nextafter
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ def euler(model, x, sigmas):
 
 def test_every_solver_has_a_row():
     assert SETTINGS.keys() == EULER.keys() == SOLVERS.keys()
+
+
+@pytest.mark.parametrize("key", ["ghvb", "heavy_ball", "nesterov"])
+def test_an_order_a_rounding_error_above_a_whole_one_is_that_one(key):
+    model = gaussian(PATHS["flow"])
+    x, sigmas = model.start(number(0.98)), torch.linspace(0.98, 0, 7)
+    order = nextafter(3.0, 4.0)
+    assert_close(run(key, "flow", model, x, sigmas, order=order), run(key, "flow", model, x, sigmas, order=3.0), 1e-12)
+    assert SOLVERS[key].declared_order(order=order) == SOLVERS[key].declared_order(order=3.0)
 
 
 @pytest.mark.parametrize("key, knobs", [(key, knobs) for key, rows in SETTINGS.items() for knobs in rows], ids=str)

@@ -106,8 +106,9 @@ def probe(python):
             "print(torch, torch.parent.parent.stat().st_mtime)")
     found, packages = call(python, "-c", code)
     if not found:
-        raise Problem(f"{python} has no torch. Name the Python ComfyUI runs with (make PYTHON=/path/to/python ...), "
-                      "or leave COMFYUI_PATH out to have one set up here.")
+        raise Problem(f"{python} has no torch: install ComfyUI's requirements with it. If ComfyUI runs with another Python "
+                      "that is not in or beside its folder, give that one (make PYTHON=/path/to/python ...); or leave "
+                      "COMFYUI_PATH out to have a ComfyUI set up here.")
     answer = Stamp(CACHE, "torch", python, packages, bool(shutil.which("nvidia-smi")))
     if not answer.fresh():
         say(f"asking {python} what its torch can do")

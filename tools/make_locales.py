@@ -43,7 +43,7 @@ def main():
 
     nodes = asyncio.run(Distillery().get_node_list())
     path = ROOT / "locales" / "en" / "nodeDefs.json"
-    path.write_text(json.dumps(node_definitions(nodes), indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(node_definitions(nodes), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     logging.getLogger(__name__).info("wrote %s", path)
 
 

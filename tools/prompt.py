@@ -137,4 +137,4 @@ def explain_failure(prompt, data, verbose=False):
     text = f"{label(prompt, data['node_id'])} failed: {data['exception_message'].strip()}"
     if verbose:
         return text + "\n" + "".join(data["traceback"])
-    return text + f" ({data['exception_type'].split('.')[-1]}; --verbose shows where)"
+    return text + f" ({data['exception_type'].split('.')[-1]}; tools.run_workflow --verbose shows where)"

@@ -61,11 +61,13 @@ async def _run(prompt, url, output, verbose):
             raise Problem(f"What answers at {url} is no ComfyUI (status {error.status} for /ws).") from error
         except aiohttp.ClientError as error:
             raise Problem(f"The connection to ComfyUI at {url} broke: {error or type(error).__name__}.") from error
-    reports = [report["totals"] for shown in outputs.values() for report in shown.get("report", [])
-               if report.get("totals")]  # else another pack's, or a run that never ended
+    runs = [run for shown in outputs.values() for run in shown.get("report", [])
+            if run.get("totals")]  # else another pack's, or a run that never ended
+    reports = [run["totals"] for i, run in enumerate(runs) if run not in runs[:i]]  # two nodes may show one report
+    texts = [text for shown in outputs.values() for text in shown.get("text", [])]
     return {
         "files": files,
-        "texts": [text for shown in outputs.values() for text in shown.get("text", [])],
+        "texts": list(dict.fromkeys(texts)),
         "seconds": round(time.monotonic() - start, 3),
         "evaluations": sum(totals["evaluations"] for totals in reports) if reports else None,
         "reports": reports,

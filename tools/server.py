@@ -60,7 +60,7 @@ def running_server(*arguments, only_this_pack=True):
 
 
 def _warn_if_not_loaded(pack, log):
-    lines = [line for line in log.read_text(errors="replace").splitlines() if f"custom_nodes/{pack}" in line]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if pack in line]
     if any("IMPORT FAILED" in line for line in lines):
         say("ComfyUI could not load this pack:\n" + "\n".join(lines))
 

@@ -41,7 +41,7 @@ class Average:
         torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
 
 
-def train(network, loss, steps, folder, *, peak, decay=0.9995, minutes=2.0):
+def train(network, loss, steps, folder, *, peak, decay=0.999, minutes=2.0):
     """Minimise ``loss(step)`` over ``network``'s parameters and leave the averaged ones in it; returns seconds spent.
 
     ``loss`` must draw its randomness from the step alone: a resumed run then continues exactly where it was cut.

@@ -22,7 +22,7 @@ def apg(cond, uncond, scale, *, eta=0.0, norm_threshold=15.0, momentum=-0.5, sta
     scale is the paper's, which is plain CFG's; core's APG node acts as if it were one larger. eta = 1, norm_threshold = 0
     and momentum = 0 is plain CFG. state carries the momentum from call to call; without one, every call is the first.
     """
-    wide = torch.float32 if cond.device.type == "mps" else torch.float64  # MPS has no float64
+    wide = torch.float64 if cond.device.type in ("cpu", "cuda") else torch.float32  # others may lack it
     along = cond.to(wide)
     difference = along - uncond.to(wide)
     dims = batch_dims(cond)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from math import isfinite
 
-from ..core import Knob, check_sigmas, complete
+from ..core import Knob, check_sigmas, complete, needs_path, with_path
 from .uniform_lambda import uniform_lambda
 
 
@@ -21,7 +20,7 @@ class Schedule:
 
     @property
     def needs_path(self):
-        return "path" in signature(self.sigmas).parameters
+        return needs_path(self.sigmas)
 
     def __call__(self, n, sigma_min, sigma_max, *, path=None, **knobs):
         settings = complete(self.knobs, knobs)
@@ -30,11 +29,7 @@ class Schedule:
         if not (isfinite(sigma_max) and 0 < sigma_min < sigma_max):
             raise ValueError(f"sigma_min is {sigma_min:g}, sigma_max {sigma_max:g}: need 0 < sigma_min < sigma_max, finite.")
         if self.needs_path:
-            if path is None:
-                raise ValueError(f"{self.title} needs path=: how this model mixes signal and noise at each sigma.")
-            if path.is_flow and sigma_max > 1:
-                raise ValueError(f"sigma_max is {sigma_max:g}: on a flow model it is at most 1.")
-            settings["path"] = path
+            settings["path"] = with_path(self.title, path, "sigma_max", sigma_max)
         sigmas = self.sigmas(n, sigma_min, sigma_max, **settings).float()
         check_sigmas(sigmas)
         return sigmas

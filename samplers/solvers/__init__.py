@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
-from math import ceil
 
-from ..core import Knob, check_sigmas, complete
+from ..core import Knob, check_sigmas, complete, needs_path, with_path
 from .lambda_ddim import sample_lambda_ddim
-from .momentum import sample_ghvb, sample_heavy_ball, sample_nesterov
+from .momentum import sample_ghvb, sample_heavy_ball, sample_nesterov, split_order
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Solver:
 
     @property
     def needs_path(self):
-        return "path" in signature(self.sample).parameters
+        return needs_path(self.sample)
 
     def declared_order(self, **knobs):
         return self.order(complete(self.knobs, knobs))
@@ -35,11 +33,7 @@ class Solver:
         check_sigmas(sigmas)
         settings = complete(self.knobs, knobs)
         if self.needs_path:
-            if path is None:
-                raise ValueError(f"{self.title} needs path=: how this model mixes signal and noise at each sigma.")
-            if path.is_flow and sigmas[0] > 1:
-                raise ValueError(f"sigmas[0] is {sigmas[0]:g}: on a flow model sigmas lie in [0, 1].")
-            settings["path"] = path
+            settings["path"] = with_path(self.title, path, "sigmas[0]", sigmas[0])
         return self.sample(model, x, sigmas, extra_args, callback, disable, **settings)
 
 
@@ -60,12 +54,13 @@ MOMENTUM_KNOBS = (
 
 def adams_order(knobs):
     """Warm-up and uneven steps hold published weights, made for even steps, to order 2."""
-    k = ceil(knobs["order"])
+    k, _ = split_order(knobs["order"])
     return k if knobs["variable_step"] else min(k, 2)
 
 
 def averaged_order(knobs):
-    return adams_order(knobs) if knobs["order"] == ceil(knobs["order"]) else 1
+    _, beta = split_order(knobs["order"])
+    return adams_order(knobs) if beta == 1 else 1
 
 
 SOLVERS = {

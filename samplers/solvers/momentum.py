@@ -68,9 +68,10 @@ def averaged_step(sigmas, order, variable_step, direction):
 
 
 def split_order(order):
-    """k derivatives in use and the newest one's share, beta in (0, 1]."""
+    """k derivatives in use and the newest one's share, beta in (0, 1]. To 3 digits: 3.0000000000000004 means 3."""
+    order = round(order, 3)
     k = ceil(order)
-    return k, (order - k) % 1 or 1.0
+    return k, round(order - k, 3) % 1 or 1.0
 
 
 def step_grid(sigmas, variable_step):

@@ -11,6 +11,7 @@ from tools.inprocess import import_comfyui
 
 import_comfyui()
 sys.path.append(str(Path(__file__).parent))  # for tiny.py, which the tests here share
+import tiny
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,13 @@ def nodes():
 
     assert asyncio.run(load()), "ComfyUI could not load the pack: see its log above"
     return comfyui_nodes.NODE_CLASS_MAPPINGS
+
+
+@pytest.fixture(scope="module", params=list(tiny.MODELS))
+def built(request):
+    return tiny.build(request.param)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return tiny.build("flow")

@@ -7,6 +7,7 @@ import sys
 import pytest
 from comfy_api.latest import io
 
+from bench import startup
 from tools import ROOT
 from tools.host import NEEDED_COMFYUI
 
@@ -48,7 +49,7 @@ def test_every_input_and_output_has_a_tooltip(ours):
 
 def test_every_node_has_a_help_page_that_names_its_inputs(ours):
     for name, node in ours.items():
-        page = (ROOT / "web" / "docs" / f"{name}.md").read_text()
+        page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
         missing = [entry.id for entry in all_inputs(node.GET_SCHEMA().inputs) if f"`{entry.id}`" not in page]
         assert not missing, f"web/docs/{name}.md does not mention {missing}"
 
@@ -56,8 +57,15 @@ def test_every_node_has_a_help_page_that_names_its_inputs(ours):
 def test_every_node_is_in_a_headless_workflow(ours):
     used = set()
     for path in (ROOT / "workflows" / "api").glob("*.json"):
-        used |= {node["class_type"] for node in json.loads(path.read_text()).values()}
+        used |= {node["class_type"] for node in json.loads(path.read_text(encoding="utf-8")).values()}
     assert set(ours) <= used
+
+
+def test_loading_the_pack_imports_nothing_heavy():
+    """In a fresh ComfyUI, because here others have imported much. How long it takes: ``make bench NAME=startup``."""
+    load = startup.load_once()
+    assert load["loaded"]
+    assert not set(startup.HEAVY).intersection(load["new"])
 
 
 def test_an_old_comfyui_is_refused_with_the_remedy(ours):
@@ -66,11 +74,11 @@ def test_an_old_comfyui_is_refused_with_the_remedy(ours):
     with pytest.raises(ImportError, match="needs ComfyUI 0.30.0 or newer and this is 0.9.2: update"):
         version.check("0.9.2")
     assert version.NEEDED == NEEDED_COMFYUI
-    assert f'requires-comfyui = ">={".".join(map(str, NEEDED_COMFYUI))}"' in (ROOT / "pyproject.toml").read_text()
+    assert f'requires-comfyui = ">={".".join(map(str, NEEDED_COMFYUI))}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_locales_say_what_the_schemas_say(ours):
     from tools.make_locales import node_definitions
 
     path = ROOT / "locales" / "en" / "nodeDefs.json"
-    assert json.loads(path.read_text()) == node_definitions(ours.values()), "run: python -m tools.host --run -m tools.make_locales"
+    assert json.loads(path.read_text(encoding="utf-8")) == node_definitions(ours.values()), "run: python -m tools.host --run -m tools.make_locales"

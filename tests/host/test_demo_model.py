@@ -108,10 +108,13 @@ def test_pictures_show_the_colours_and_places_asked_for(nodes, bundled):
     assert right >= 6, f"{right} of 8 colours are where they were asked for"
 
 
-def test_missing_weights_are_named_with_the_remedy(nodes, monkeypatch, tmp_path):
+def test_missing_or_damaged_weights_are_named_with_the_remedy(nodes, monkeypatch, tmp_path):
     import sys
 
     demo = sys.modules[nodes["Distillery_LoadDemoModel"].__module__]
     monkeypatch.setattr(demo, "MODELS", tmp_path)
-    with pytest.raises(ValueError, match=r"shapes-dit.safetensors is missing.*git checkout models"):
-        tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")
+    for state, content in (("missing", None), ("damaged", (MODELS / "shapes-dit.safetensors").read_bytes()[:5000])):
+        if content:
+            (tmp_path / "shapes-dit.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"shapes-dit.safetensors is {state}.*git checkout models"):
+            tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")

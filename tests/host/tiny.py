@@ -71,3 +71,21 @@ def sample(model, noise, *, sampler="euler", steps=4, cfg=4.0, sigmas=None, late
 def run(node, **inputs):
     """A node's outputs, as ComfyUI would get them."""
     return node.EXECUTE_NORMALIZED(**inputs).args
+
+
+def node_offering(nodes, method):
+    """The node that has this registry entry among its choices."""
+    for name, node in nodes.items():
+        if name.startswith("Distillery_"):
+            for entry in node.GET_SCHEMA().inputs:
+                if entry.id == "method" and method in [option.key for option in entry.options]:
+                    return node
+    raise LookupError(f"no node offers {method}")
+
+
+def sampler(nodes, method, **knobs):
+    return run(node_offering(nodes, method), method={"method": method, **knobs})[0]
+
+
+def guided(nodes, model, method="apg", **knobs):
+    return run(node_offering(nodes, method), model=model, method={"method": method, **knobs})[0]
