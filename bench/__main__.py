@@ -18,7 +18,8 @@ FOLDER = ROOT / "docs" / "benchmarks"
 
 def machine():
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}, {versions}"
 
 
 def cell(value):
@@ -27,7 +28,8 @@ def cell(value):
 
 def markdown(name, result, where, when):
     names = list(result.rows[0])
-    lines = [f"# {name}", "", result.question, "", result.method, "", f"Measured {when} on {where} by `make bench NAME={name}`.", ""]
+    measured = f"Measured {when} on {where} by `make bench NAME={name}`."
+    lines = [f"# {name}", "", result.question, "", result.method, "", measured, ""]
     lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(cell(row[key]) for key in names) + " |" for row in result.rows]
     return "\n".join(lines) + "\n"

@@ -67,7 +67,7 @@ def measure(times=15):
         rows.append({"ours": name, "rival": rival, "median ratio": middle, "quartiles": f"{low:.3f} to {high:.3f}"})
     return Result(
         "How much longer does a run take with our hooks and solvers than with core's?",
-        f"shapes-dit, 20 steps, CFG 4, one picture; {times} interleaved pairs of runs in one process. 1 is no cost. The network "
-        "is tiny, so that per-step costs show as they never would on a large one.",
+        f"shapes-dit, 20 steps, CFG 4, one picture; {times} interleaved pairs of runs in one process. 1 is no cost. The "
+        "network is tiny, so that per-step costs show as they never would on a large one.",
         rows,
     )

@@ -104,8 +104,9 @@ class Path:
     def time(self, sigma):
         """Model time: 0 at sigma 0, 1 at the noisiest level the model was trained on.
 
-        Flow: sigma itself, for Cosmos that of its flow image. With log_sigmas: (k + 1) / len at entry k, as training steps are numbered from 1, linear in
-        log sigma between entries and beyond the last, linear in sigma below the first. Else the VP-SDE's closed form.
+        Flow: sigma itself, for Cosmos that of its flow image. With log_sigmas: (k + 1) / len at entry k, as training steps
+        are numbered from 1, linear in log sigma between entries and beyond the last, linear in sigma below the first. Else
+        the VP-SDE's closed form.
         """
         if self.is_flow:
             return sigma

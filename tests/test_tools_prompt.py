@@ -117,5 +117,6 @@ def test_missing_nodes_come_with_a_remedy():
 def test_a_failure_inside_an_expanded_node_goes_by_the_node_that_made_it():
     data = {"node_id": "1.0.0.3", "exception_message": "too bad\n", "exception_type": "builtins.ValueError",
             "traceback": ["here\n"]}
-    assert explain_failure(PROMPT, data) == 'node 1.0.0.3 "Words" failed: too bad (ValueError; tools.run_workflow --verbose shows where)'
+    said = explain_failure(PROMPT, data)
+    assert said == 'node 1.0.0.3 "Words" failed: too bad (ValueError; tools.run_workflow --verbose shows where)'
     assert explain_failure(PROMPT, data, verbose=True).endswith("here\n")

@@ -64,7 +64,8 @@ def test_a_shape_is_where_and_as_big_as_its_words_say(kind, size):
     side = 128 * 2 * shapes.SIZES[size]
     for extent, place in zip((columns, rows), shapes.POSITIONS["top left"], strict=True):
         assert 0.75 * side < extent.max() - extent.min() < 1.25 * side
-        assert abs((extent.max() + extent.min()) / 2 / 128 - place) < 0.03 + 0.3 * shapes.SIZES[size]  # a triangle reaches higher
+        off_center = abs((extent.max() + extent.min()) / 2 / 128 - place)
+        assert off_center < 0.03 + 0.3 * shapes.SIZES[size]  # a triangle reaches higher than it reaches low
 
 
 def test_shapes_differ_in_more_than_a_few_pixels():
@@ -79,8 +80,9 @@ def test_two_objects_never_touch():
     pairs = [scene.items for scene in (shapes.random_scene(rng, two_objects=1) for _ in range(400)) if len(scene.items) == 2]
     assert len(pairs) > 300
     for pair in pairs:
-        alone = [(shapes.draw([shapes.Scene((shapes.Item(i.shape, "black", i.size, i.position),), "white", 5)]) < 0.5).any(1) for i in pair[:2]]
-        assert not (alone[0] & alone[1]).any()
+        black = [shapes.Item(item.shape, "black", item.size, item.position) for item in pair]
+        first, second = ((shapes.draw([shapes.Scene((item,), "white", 5)]) < 0.5).any(1) for item in black)
+        assert not (first & second).any()
 
 
 def test_a_full_caption_names_every_attribute():

@@ -63,7 +63,11 @@ def transformer():
     from comfy.ldm.flux.model import Flux
 
     network = Flux(dtype=torch.float32, device="cpu", operations=training_ops(), **FLUX)
-    return initialise(network, zero=("mod.lin", "modulation.lin", "adaLN_modulation", "final_layer.linear"))
+    initialise(network, zero=("mod.lin", "modulation.lin", "adaLN_modulation", "final_layer.linear"))
+    for block in network.double_blocks:
+        for attention in (block.img_attn, block.txt_attn):  # so that attention depends on place from the first step:
+            torch.nn.init.normal_(attention.qkv.bias[: 2 * FLUX["hidden_size"]])  # Flux has no other sense of it
+    return network
 
 
 def text_encoder():

@@ -10,7 +10,10 @@ from .launch import apply_shims
 
 
 def import_comfyui(cpu=None):
-    """Make ``comfy`` and the rest importable: from COMFYUI_PATH, else from the checkout's own ComfyUI. On the CPU if there is no GPU."""
+    """Make ``comfy`` and the rest importable: from COMFYUI_PATH, else from the checkout's own ComfyUI.
+
+    On the CPU if ``cpu`` says so, or if there is no GPU.
+    """
     apply_shims()
     sys.path.insert(0, os.environ.get("COMFYUI_PATH") or str(COMFYUI))  # first: its nodes.py must win over our nodes/
     import comfy.options

@@ -146,7 +146,7 @@ def dit_loss(networks, tokenize, scenes, latents, batch, device, step):
     captions = ["" if rng.random() < 0.1 else shapes.caption(scenes[i], rng) for i in chosen]
     x0 = latents[chosen].float().to(device)
     noise = torch.randn(x0.shape, generator=generator).to(device)
-    sigma = (1.0 + 1.2 * torch.randn(batch, generator=generator)).sigmoid().to(device)
+    sigma = (1.5 + 1.5 * torch.randn(batch, generator=generator)).sigmoid().to(device)
     x = torch.lerp(x0, noise, sigma[:, None, None, None])
     with autocast(device):
         context, pooled = networks["text"]([tokenize(caption) for caption in captions])

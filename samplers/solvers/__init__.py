@@ -86,7 +86,8 @@ SOLVERS = {
         (
             Knob(
                 "lambda_c", 0.0, "Strength of the change of variable. 0 = DDIM, the same as Euler. Useful values are small "
-                "and depend on the model: try -0.5 to 0.5. On flow models start at sigma 1, or well below it.", min=-1.0, max=1.0, step=0.01,
+                "and depend on the model: try -0.5 to 0.5. On flow models start at sigma 1, or well below it.",
+                min=-1.0, max=1.0, step=0.01,
             ),
         ),
     ),

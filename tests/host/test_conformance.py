@@ -74,11 +74,13 @@ def test_an_old_comfyui_is_refused_with_the_remedy(ours):
     with pytest.raises(ImportError, match="needs ComfyUI 0.30.0 or newer and this is 0.9.2: update"):
         version.check("0.9.2")
     assert version.NEEDED == NEEDED_COMFYUI
-    assert f'requires-comfyui = ">={".".join(map(str, NEEDED_COMFYUI))}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = ".".join(map(str, NEEDED_COMFYUI))
+    assert f'requires-comfyui = ">={needed}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_locales_say_what_the_schemas_say(ours):
     from tools.make_locales import node_definitions
 
     path = ROOT / "locales" / "en" / "nodeDefs.json"
-    assert json.loads(path.read_text(encoding="utf-8")) == node_definitions(ours.values()), "run: python -m tools.host --run -m tools.make_locales"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written == node_definitions(ours.values()), "run: python3 -m tools.host --run -m tools.make_locales"

@@ -1,5 +1,7 @@
 """The bundled model: files that core's own loaders read, a genuine CLIP, and pictures that show what was asked for."""
 
+import random
+
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -11,6 +13,9 @@ import torch
 from tools import ROOT, shapes
 
 MODELS = ROOT / "models"
+ASKED = [
+    ("red", "blue", "center"), ("yellow", "black", "left"), ("green", "white", "top"), ("blue", "yellow", "bottom right"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,6 @@ def test_core_loaders_read_the_files(nodes):
 
 
 def test_latents_have_about_unit_variance_where_the_network_sees_them(bundled):
-    import random
-
     rng = random.Random(123)
     pictures = shapes.draw([shapes.random_scene(rng) for _ in range(32)])
     with torch.inference_mode():
@@ -89,8 +92,6 @@ def test_every_weight_of_the_text_encoder_is_loaded(bundled):
 
 
 def test_every_caption_is_made_of_known_words_and_fits(bundled):
-    import random
-
     rng = random.Random(5)
     for _ in range(300):
         tokens = bundled[1].tokenize(shapes.caption(shapes.random_scene(rng), rng))["shapes"]
@@ -99,9 +100,9 @@ def test_every_caption_is_made_of_known_words_and_fits(bundled):
 
 def test_pictures_show_the_colours_and_places_asked_for(nodes, bundled):
     right = 0
-    asked = [("red", "blue", "center"), ("yellow", "black", "left"), ("green", "white", "top"), ("blue", "yellow", "bottom right")]
-    for colour, background, place in asked:
-        image = picture(nodes, bundled, f"a large {colour} circle {'at' if place == 'top' else 'in'} the {place} on a {background} background")
+    for colour, background, place in ASKED:
+        item = shapes.Item("circle", colour, "large", place)
+        image = picture(nodes, bundled, shapes.caption(shapes.Scene((item,), background, 0), random.Random(0), full=True))
         x, y = shapes.POSITIONS[place]
         right += colour_at(image, x, y) == colour
         right += colour_at(image, 1 - x if x != 0.5 else 0.05, 1 - y if y != 0.5 else 0.05) == background

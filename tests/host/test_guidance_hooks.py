@@ -100,13 +100,11 @@ def test_guidance_refuses_a_guider_that_mixes_prompts_its_own_way(nodes, flow, g
     model, shape = flow
     patched, noise = tiny.guided(nodes, model), tiny.noise_for(shape, [1])
     prompts = [tiny.prompt(seed) for seed in (1, 2, 3)]
-    extra = {
-        "DualCFGGuider": {"cond1": prompts[0], "cond2": prompts[1], "negative": prompts[2], "cfg_conds": 4.0, "cfg_cond2_negative": 4.0},
-        "PerpNegGuider": {"positive": prompts[0], "negative": prompts[1], "empty_conditioning": prompts[2], "cfg": 4.0, "neg_scale": 1.0},
+    names, extra = {
+        "DualCFGGuider": (("cond1", "cond2", "negative"), {"cfg_conds": 4.0, "cfg_cond2_negative": 4.0, "style": "regular"}),
+        "PerpNegGuider": (("positive", "negative", "empty_conditioning"), {"cfg": 4.0, "neg_scale": 1.0}),
     }[guider]
-    if guider == "DualCFGGuider":
-        extra["style"] = "regular"
-    (made,) = tiny.run(nodes[guider], model=patched, **extra)
+    (made,) = tiny.run(nodes[guider], model=patched, **dict(zip(names, prompts, strict=True)), **extra)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
     sampler = comfy.samplers.sampler_object("euler")
     with pytest.raises(ValueError, match="mixes several prompts by a rule of its own"), torch.inference_mode():
