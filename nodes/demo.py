@@ -11,8 +11,8 @@ from . import host
 from .shapes_clip import load_clip
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
-DEMO_MODELS = {  # name: files of the network, the autoencoder and the text encoder
-    "shapes-dit": ("shapes-dit.safetensors", "shapes-vae16.safetensors", "shapes-text.safetensors"),
+DEMO_MODELS = {  # name: files of the network, the autoencoder and the text encoder, and the shift it is sampled with
+    "shapes-dit": ("shapes-dit.safetensors", "shapes-vae16.safetensors", "shapes-text.safetensors", 3.0),
 }
 
 
@@ -54,8 +54,9 @@ class LoadDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        network, autoencoder, text_encoder = map(bundled, DEMO_MODELS[name])
-        model = host.with_channel_check(comfy.sd.load_diffusion_model(network))
+        *files, shift = DEMO_MODELS[name]
+        network, autoencoder, text_encoder = map(bundled, files)
+        model = host.with_shift(host.with_channel_check(comfy.sd.load_diffusion_model(network)), shift)
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(autoencoder))
         return io.NodeOutput(model, load_clip(text_encoder), vae)
 

@@ -134,6 +134,18 @@ def with_channel_check(model):
     return with_run_state(model, lambda run: None)[0]
 
 
+def with_shift(model, shift):
+    """A clone of a flow model whose schedules spend more steps at high noise: sigma -> shift sigma / (1 + (shift - 1) sigma).
+
+    Esser et al. 2024, arXiv:2403.03206, equation 23; what core's ModelSampling nodes do.
+    """
+    model, sampling = model.clone(), model.get_model_object("model_sampling")
+    shifted = type(sampling)(model.model.model_config)
+    shifted.set_parameters(shift=shift, multiplier=sampling.multiplier)
+    model.add_object_patch("model_sampling", shifted)
+    return model
+
+
 def with_guidance(model, rule, settings):
     """A clone whose guidance is ``rule``. At the rule's neutral settings nothing is hooked: core's own CFG runs.
 

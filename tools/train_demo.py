@@ -154,13 +154,16 @@ def dit_loss(networks, tokenize, scenes, latents, batch, device, step):
     return (velocity.float() - (noise - x0)).square().mean()
 
 
-def train_dit(device, steps, batch, pool):
+def train_dit(device, steps, batch, pool, warm):
     scenes, latents = latent_pool(device, pool)
     torch.manual_seed(0)
     encoder, tokenize = text_encoder()
     networks = torch.nn.ModuleDict({"dit": transformer(), "text": encoder}).to(device)
+    if warm:
+        networks["dit"].load_state_dict(load(MODELS / "shapes-dit.safetensors")[0])
+        networks["text"].transformer.load_state_dict(load(MODELS / "shapes-text.safetensors")[0])
     loss = functools.partial(dit_loss, networks, tokenize, scenes, latents, batch, device)
-    seconds = train(networks, loss, steps, CACHE / "dit", peak=1.2e-3)
+    seconds = train(networks, loss, steps, CACHE / "dit", peak=4e-3, muon=True)
     card = {"steps": steps, "batch": batch, "pictures": pool, "seconds": round(seconds), "device": device}
     save(MODELS / "shapes-dit.safetensors", half(networks["dit"]), {"training": json.dumps(card)})
     text = half(networks["text"].transformer)
@@ -176,13 +179,14 @@ def main():
     parser.add_argument("--dit-steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pool", type=int, default=20480, help="pictures encoded for the transformer")
+    parser.add_argument("--warm", action="store_true", help="start the transformer from the committed weights")
     options = parser.parse_args()
     end_on_sigterm()
     import_networks(options.device)
     if "vae" in options.stages or not options.stages:
         train_vae(options.device, options.vae_steps, options.batch)
     if "dit" in options.stages or not options.stages:
-        train_dit(options.device, options.dit_steps, options.batch, options.pool)
+        train_dit(options.device, options.dit_steps, options.batch, options.pool, options.warm)
 
 
 if __name__ == "__main__":

@@ -41,39 +41,51 @@ class Average:
         torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
 
 
-def train(network, loss, steps, folder, *, peak, decay=0.999, minutes=2.0):
+def make_optimisers(network, muon):
+    """AdamW; with ``muon``, for all but the weight matrices, which Muon (torch's own) updates as whole matrices."""
+    linear = [m.weight for m in network.modules() if muon and isinstance(m, torch.nn.Linear)]
+    others = [p for p in network.parameters() if not any(p is w for w in linear)]
+    optimisers = [torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.01)]
+    if linear:
+        optimisers.append(torch.optim.Muon(linear, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimisers
+
+
+def train(network, loss, steps, folder, *, peak, muon=False, decay=0.999, minutes=2.0):
     """Minimise ``loss(step)`` over ``network``'s parameters and leave the averaged ones in it; returns seconds spent.
 
     ``loss`` must draw its randomness from the step alone: a resumed run then continues exactly where it was cut.
     A checkpoint is written to ``folder`` every few ``minutes``, at the end, and when interrupted.
     """
     parameters = list(network.parameters())
-    optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+    optimisers = make_optimisers(network, muon)
     average = Average(parameters, decay)
     path = Path(folder) / "checkpoint.safetensors"
     first, spent = 0, 0.0
     if path.exists():
-        first, spent = restore(path, parameters, optimiser, average)
+        first, spent = restore(path, parameters, optimisers, average)
     began = saved = time.monotonic()
 
     def checkpoint(step):
         tensors = {f"average.{i}": v for i, v in enumerate(average.values)}
         for i, p in enumerate(parameters):
             tensors[f"weight.{i}"] = p
-            tensors |= {f"{key}.{i}": v for key, v in optimiser.state[p].items()}
+            for optimiser in optimisers:
+                tensors |= {f"{key}.{i}": v for key, v in optimiser.state.get(p, {}).items()}
         progress = {"step": step, "seconds": spent + time.monotonic() - began}
         save(path, tensors, {"progress": json.dumps(progress)})
 
     step, bar = first, tqdm(total=steps, initial=first, desc=Path(folder).name, mininterval=5)
     try:
         while step < steps:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, peak)
             value = loss(step)
-            optimiser.zero_grad()
+            network.zero_grad()
             value.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(step, steps, peak)
+                optimiser.step()
             average.update(parameters, step)
             step += 1
             bar.update()
@@ -92,14 +104,15 @@ def train(network, loss, steps, folder, *, peak, decay=0.999, minutes=2.0):
     return spent + time.monotonic() - began
 
 
-def restore(path, parameters, optimiser, average):
+def restore(path, parameters, optimisers, average):
     tensors, metadata = load(path)
     with torch.no_grad():
         for i, p in enumerate(parameters):
             p.copy_(tensors[f"weight.{i}"])
             average.values[i].copy_(tensors[f"average.{i}"])
-            if f"step.{i}" in tensors:  # not for a parameter that never had a gradient
-                moments = {key: tensors[f"{key}.{i}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
-                optimiser.state[p] = {"step": tensors[f"step.{i}"], **moments}
+            for optimiser, keys in zip(optimisers, (("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",))):
+                if any(p is q for q in optimiser.param_groups[0]["params"]) and f"{keys[-1]}.{i}" in tensors:
+                    on_device = {key: tensors[f"{key}.{i}"].to(p.device) for key in keys if key != "step"}
+                    optimiser.state[p] = on_device | ({"step": tensors[f"step.{i}"]} if "step" in keys else {})
     progress = json.loads(metadata["progress"])
     return progress["step"], progress["seconds"]

@@ -20,6 +20,8 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def bundled(nodes):
+    for folder in ("diffusion_models", "vae"):
+        folder_paths.add_model_folder_path(folder, str(MODELS))
     with torch.inference_mode():
         return tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")
 
@@ -48,9 +50,7 @@ def colour_at(image, x, y):
     return min(shapes.COLOURS, key=lambda name: (mean - torch.tensor(shapes.COLOURS[name])).square().sum())
 
 
-def test_core_loaders_read_the_files(nodes):
-    for folder in ("diffusion_models", "vae"):
-        folder_paths.add_model_folder_path(folder, str(MODELS))
+def test_core_loaders_read_the_files(nodes, bundled):
     with torch.inference_mode():
         (model,) = nodes["UNETLoader"]().load_unet("shapes-dit.safetensors", "default")
         (vae,) = nodes["VAELoader"]().load_vae("shapes-vae16.safetensors")
@@ -60,6 +60,16 @@ def test_core_loaders_read_the_files(nodes):
         latent = vae.encode(torch.rand(1, 128, 128, 3, generator=generator))
         assert latent.shape == (1, 16, 16, 16)
         assert vae.decode(latent).shape == (1, 128, 128, 3)
+
+
+def test_the_shift_is_that_of_cores_own_node(nodes, bundled):
+    with torch.inference_mode():
+        (model,) = nodes["UNETLoader"]().load_unet("shapes-dit.safetensors", "default")
+        (core,) = nodes["ModelSamplingAuraFlow"]().patch_aura(model, 3.0)
+    ours = bundled[0].get_model_object("model_sampling")
+    expected = core.get_model_object("model_sampling")
+    assert torch.equal(ours.sigmas, expected.sigmas) and ours.multiplier == expected.multiplier
+    assert float(ours.sigma_max) == 1.0
 
 
 def test_latents_have_about_unit_variance_where_the_network_sees_them(bundled):
