@@ -6,11 +6,10 @@
 import argparse
 import contextlib
 import json
-import sys
 from pathlib import Path
 
 from .browser import find_chromium, open_frontend
-from .install import Problem
+from .install import Problem, run_program
 from .prompt import explain_missing_nodes
 from .server import end_on_sigterm, running_server
 
@@ -66,19 +65,14 @@ def main():
     parser.add_argument("--server", metavar="URL", help="a running ComfyUI; without it one is started and ended")
     options = parser.parse_args()
     end_on_sigterm()
-    try:
-        workflow = load_workflow(options.file)
-        with frontend_somewhere(options.server) as frontend:
-            prompt = convert(frontend, workflow)
-        if options.output:
-            write_json(options.output, prompt)
-        else:
-            print(json.dumps(prompt, indent=2))
-    except (Problem, OSError) as problem:
-        sys.exit(f"distillery: {problem}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    workflow = load_workflow(options.file)
+    with frontend_somewhere(options.server) as frontend:
+        prompt = convert(frontend, workflow)
+    if options.output:
+        write_json(options.output, prompt)
+    else:
+        print(json.dumps(prompt, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,10 +1,9 @@
 """Makes a first picture: runs workflows/api/01-first-picture.json and says what it took. Behind ``make demo``."""
 
-import sys
 import time
 
 from . import ROOT
-from .install import Problem
+from .install import run_program
 from .prompt import load_prompt
 from .run_workflow import run_on
 from .server import end_on_sigterm, running_server
@@ -27,9 +26,4 @@ def main():
 
 if __name__ == "__main__":
     end_on_sigterm()
-    try:
-        main()
-    except Problem as problem:
-        sys.exit(f"distillery: {problem}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -16,7 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import ROOT
-from .install import CACHE, COMFYUI, Problem, Stamp, call, install_packages, make_venv, say, unpack_comfyui, venv_python
+from .install import (
+    CACHE,
+    COMFYUI,
+    Problem,
+    Stamp,
+    call,
+    install_packages,
+    make_venv,
+    run_program,
+    say,
+    unpack_comfyui,
+    venv_python,
+)
 
 NEEDED_PYTHON = (3, 10)
 NEEDED_COMFYUI = (0, 30, 0)
@@ -172,9 +184,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (Problem, OSError) as problem:  # OSError: a full disk, a folder that may not be written
-        sys.exit(f"distillery: {problem}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -31,6 +31,16 @@ class Problem(Exception):
     """Something the user can put right; its text says how."""
 
 
+def run_program(main):
+    """Run a program's ``main``: what the user can put right (a full disk too) ends it in words, not in a traceback."""
+    try:
+        main()
+    except (Problem, OSError) as problem:
+        sys.exit(f"distillery: {problem}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def say(text):
     print(f"distillery: {text}", file=sys.stderr, flush=True)
 

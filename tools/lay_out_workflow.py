@@ -8,12 +8,11 @@ Writes workflows/NAME.json. A note that is already there is kept unless another 
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 from . import ROOT
 from .convert_workflow import convert, frontend_somewhere, write_json
-from .install import Problem
+from .install import Problem, run_program
 from .prompt import load_prompt
 from .server import end_on_sigterm
 
@@ -109,16 +108,11 @@ def main():
     parser.add_argument("--server", metavar="URL", help="a running ComfyUI; without it one is started and ended")
     options = parser.parse_args()
     end_on_sigterm()
-    try:
-        prompts = {ROOT / "workflows" / file.name: load_prompt(file) for file in options.files}
-        with frontend_somewhere(options.server) as frontend:
-            for file, prompt in prompts.items():
-                write_json(file, twin(frontend, prompt, options.note or note_of(file)))
-    except (Problem, OSError) as problem:
-        sys.exit(f"distillery: {problem}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    prompts = {ROOT / "workflows" / file.name: load_prompt(file) for file in options.files}
+    with frontend_somewhere(options.server) as frontend:
+        for file, prompt in prompts.items():
+            write_json(file, twin(frontend, prompt, options.note or note_of(file)))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -5,14 +5,13 @@
 
 import argparse
 import io
-import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 
 from . import ROOT
-from .install import Problem
+from .install import Problem, run_program
 from .prompt import load_prompt
 from .run_workflow import run_on
 from .server import end_on_sigterm, running_server
@@ -38,23 +37,18 @@ def main():
     parser.add_argument("files", nargs="*", type=Path, help="workflows in API format (default: all)")
     files = parser.parse_args().files or sorted((WORKFLOWS / "api").glob("*.json"))
     end_on_sigterm()
-    try:
-        prompts = {file: load_prompt(file) for file in files}
-        with running_server() as server, tempfile.TemporaryDirectory() as folder:
-            for file, prompt in prompts.items():
-                made = sorted(run_on(server, prompt, folder)["files"])  # branches run in any order
-                if not made:
-                    raise Problem(f"{file} makes no picture: add Save Image.")
-                target = WORKFLOWS / f"{file.stem}.jpg"
-                part = target.with_suffix(".part")
-                part.write_bytes(thumbnail(Image.open(made[0])))
-                part.replace(target)
-                print(target)
-    except (Problem, OSError) as problem:
-        sys.exit(f"distillery: {problem}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    prompts = {file: load_prompt(file) for file in files}
+    with running_server() as server, tempfile.TemporaryDirectory() as folder:
+        for file, prompt in prompts.items():
+            made = sorted(run_on(server, prompt, folder)["files"])  # branches run in any order
+            if not made:
+                raise Problem(f"{file} makes no picture: add Save Image.")
+            target = WORKFLOWS / f"{file.stem}.jpg"
+            part = target.with_suffix(".part")
+            part.write_bytes(thumbnail(Image.open(made[0])))
+            part.replace(target)
+            print(target)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
