@@ -166,8 +166,8 @@ def _last_torch():
 
 
 def _test_requirements():
-    listed = re.search(r"^test = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
-    return ast.literal_eval(listed[1])  # not tomllib, which Python 3.10 lacks
+    listed = re.findall(r"^(?:measure|test) = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    return [requirement for extra in listed for requirement in ast.literal_eval(extra)]  # not tomllib: Python 3.10 lacks it
 
 
 def pip(text, *arguments):

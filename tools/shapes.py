@@ -15,7 +15,7 @@ COLOURS = {
     "cyan": (0.20, 0.80, 0.85), "blue": (0.14, 0.30, 0.84), "purple": (0.52, 0.20, 0.72), "pink": (0.97, 0.55, 0.76),
     "white": (0.96, 0.96, 0.96), "black": (0.07, 0.07, 0.08),
 }  # fmt: skip
-SIZES = {"small": 0.095, "medium": 0.15, "large": 0.215}  # radius, as a share of the picture's side
+SIZES = {"small": 0.12, "medium": 0.165, "large": 0.215}  # radius, as a share of the picture's side
 POSITIONS = {
     f"{row} {column}".strip(): (x, y)
     for row, y in (("top", 0.25), ("", 0.5), ("bottom", 0.75))

@@ -1,23 +1,28 @@
 """Trains the bundled models from scratch: ``python -m tools.host --run -m tools.train_demo [vae] [dit]``.
 
 No data is downloaded: pictures are drawn as they are needed. Each stage shows its progress and can be stopped and
-resumed at any time; its checkpoints lie in .cache/train, the finished model with its figures in models/.
+resumed at any time; its checkpoints lie in .cache/train, the finished model with its figures in models/. On a CPU one
+thread in each of several processes does far more than several threads in one: see models/README.md.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import random
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import ROOT, shapes
 from .demo_nets import autoencoder, import_networks, text_encoder, transformer
 from .server import end_on_sigterm
-from .training import load, save, train
+from .training import load, save, train, workers
 
 CACHE = ROOT / ".cache" / "train"
 MODELS = ROOT / "models"
@@ -115,6 +120,17 @@ def measure_statistics(vae, norm, device):
 # Transformer
 
 
+@contextlib.contextmanager
+def first_worker_first():
+    """The first worker runs the block alone, so that the others find what it has left on disk."""
+    worker, count = workers()
+    if worker > 0:
+        dist.barrier()
+    yield
+    if worker == 0 and count > 1:
+        dist.barrier()
+
+
 def latent_pool(device, count, batch=32):
     """``count`` scenes and their latents (count, 16, 16, 16) in float16, encoded once for an autoencoder and kept on disk."""
     path, autoencoder_file = CACHE / "dit" / "pool.safetensors", MODELS / "shapes-vae16.safetensors"
@@ -155,7 +171,8 @@ def dit_loss(networks, tokenize, scenes, latents, batch, device, step):
 
 
 def train_dit(device, steps, batch, pool, warm):
-    scenes, latents = latent_pool(device, pool)
+    with first_worker_first():
+        scenes, latents = latent_pool(device, pool)
     torch.manual_seed(0)
     encoder, tokenize = text_encoder()
     networks = torch.nn.ModuleDict({"dit": transformer(), "text": encoder}).to(device)
@@ -164,6 +181,9 @@ def train_dit(device, steps, batch, pool, warm):
         networks["text"].transformer.load_state_dict(load(MODELS / "shapes-text.safetensors")[0])
     loss = functools.partial(dit_loss, networks, tokenize, scenes, latents, batch, device)
     seconds = train(networks, loss, steps, CACHE / "dit", peak=4e-3, muon=True)
+    if workers()[0] > 0:
+        return
+    batch *= workers()[1]
     card = {"steps": steps, "batch": batch, "pictures": pool, "seconds": round(seconds), "device": device}
     save(MODELS / "shapes-dit.safetensors", half(networks["dit"]), {"training": json.dumps(card)})
     text = half(networks["text"].transformer)
@@ -182,6 +202,8 @@ def main():
     parser.add_argument("--warm", action="store_true", help="start the transformer from the committed weights")
     options = parser.parse_args()
     end_on_sigterm()
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo", timeout=timedelta(hours=1))
     import_networks(options.device)
     if "vae" in options.stages or not options.stages:
         train_vae(options.device, options.vae_steps, options.batch)

@@ -1,12 +1,17 @@
-"""One training loop for all bundled models: progress, averaged weights, checkpoints that a killed run resumes from."""
+"""One training loop for all bundled models: progress, averaged weights, checkpoints that a killed run resumes from.
+
+Under ``torchrun`` each process takes its own batches and all take the same steps; the first one writes.
+"""
 
 import json
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 
@@ -22,6 +27,21 @@ def save(path, tensors, metadata):
 def load(path):
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 (no iterator)
+
+
+def workers():
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters):
+    """Give every worker the mean of all workers' gradients."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    together = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(together)
+    together /= dist.get_world_size()
+    for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def learning_rate(step, steps, peak, warmup=200):
@@ -41,9 +61,38 @@ class Average:
         torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
 
 
+class Unflatten(torch.nn.Module):
+    """Keeps the kernel (out, in, height, width) of a convolution as the matrix (out, in * height * width)."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, matrix):
+        return matrix.view(self.shape)
+
+    def right_inverse(self, kernel):
+        return kernel.flatten(1)
+
+
+def as_matrices(network):
+    """Let Muon, which takes only matrices, train the kernels of ``network``'s convolutions."""
+    for module in list(network.modules()):
+        if isinstance(module, torch.nn.Conv2d):
+            parametrize.register_parametrization(module, "weight", Unflatten(module.weight.shape))
+
+
+def as_kernels(network):
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+
+
 def make_optimisers(network, muon):
     """AdamW; with ``muon``, for all but the weight matrices, which Muon (torch's own) updates as whole matrices."""
-    linear = [m.weight for m in network.modules() if muon and isinstance(m, torch.nn.Linear)]
+    matrices = [m.weight for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    matrices += [m.parametrizations.weight.original for m in network.modules() if parametrize.is_parametrized(m)]
+    linear = matrices if muon else []
     others = [p for p in network.parameters() if not any(p is w for w in linear)]
     optimisers = [torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.01)]
     if linear:
@@ -54,7 +103,8 @@ def make_optimisers(network, muon):
 def train(network, loss, steps, folder, *, peak, muon=False, decay=0.999, minutes=2.0):
     """Minimise ``loss(step)`` over ``network``'s parameters and leave the averaged ones in it; returns seconds spent.
 
-    ``loss`` must draw its randomness from the step alone: a resumed run then continues exactly where it was cut.
+    ``loss`` must draw its randomness from the step alone: a resumed run then continues exactly where it was cut. Of
+    several workers, each is given steps of its own.
     A checkpoint is written to ``folder`` every few ``minutes``, at the end, and when interrupted.
     """
     parameters = list(network.parameters())
@@ -62,6 +112,7 @@ def train(network, loss, steps, folder, *, peak, muon=False, decay=0.999, minute
     average = Average(parameters, decay)
     path = Path(folder) / "checkpoint.safetensors"
     first, spent = 0, 0.0
+    worker, count = workers()
     if path.exists():
         first, spent = restore(path, parameters, optimisers, average)
     began = saved = time.monotonic()
@@ -75,12 +126,14 @@ def train(network, loss, steps, folder, *, peak, muon=False, decay=0.999, minute
         progress = {"step": step, "seconds": spent + time.monotonic() - began}
         save(path, tensors, {"progress": json.dumps(progress)})
 
-    step, bar = first, tqdm(total=steps, initial=first, desc=Path(folder).name, mininterval=5)
+    step, bar = first, tqdm(total=steps, initial=first, desc=Path(folder).name, mininterval=5, disable=worker > 0)
     try:
         while step < steps:
-            value = loss(step)
+            value = loss(step * count + worker)
             network.zero_grad()
             value.backward()
+            if count > 1:
+                average_gradients(parameters)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimiser in optimisers:
                 for group in optimiser.param_groups:
@@ -91,12 +144,12 @@ def train(network, loss, steps, folder, *, peak, muon=False, decay=0.999, minute
             bar.update()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
-            if time.monotonic() - saved > 60 * minutes:
+            if worker == 0 and time.monotonic() - saved > 60 * minutes:
                 checkpoint(step)
                 saved = time.monotonic()
     finally:
         bar.close()
-        if step > first:
+        if worker == 0 and step > first:
             checkpoint(step)
     with torch.no_grad():
         for p, v in zip(parameters, average.values):
