@@ -1,62 +1,106 @@
-"""The figures of models/README.md: colours and places of 60 fresh pictures, read off the pixels.
+"""The figures of the bundled models: fresh captions, pictures by core's own nodes, read back by the judge.
 
-``python3 -m tools.host --run -m tools.check_demo``
+``python3 -m tools.host --run -m tools.check_demo [NAME ...]``: 25 Euler steps at CFG 4, 1,000 captions that name everything.
 """
 
+import argparse
 import asyncio
 import json
 import random
+from collections import defaultdict
 
 import torch
+from tqdm import tqdm
 
 from . import ROOT, shapes
 from .inprocess import import_comfyui
-
-NEAR = (-0.04, 0, 0.04)
-
-
-def nearest_colour(image, x, y):
-    """The palette colour nearest to the mean around a point given as shares of the side; image (H, W, 3)."""
-    row, column = round(y * len(image)), round(x * len(image))
-    mean = image[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].mean((0, 1))
-    return min(shapes.COLOURS, key=lambda name: (mean - torch.tensor(shapes.COLOURS[name])).square().sum())
+from .train_judge import right
 
 
-def is_at_its_place(image, item):
-    """Whether the item's colour is found at its place, or, for a ring, on the ring above it."""
-    x, y = shapes.POSITIONS[item.position]
-    lift = 0.675 * shapes.SIZES[item.size] if item.shape == "ring" else 0
-    points = [(x, y - lift), *((x + dx, y + dy) for dx in NEAR for dy in NEAR)]
-    return any(nearest_colour(image, *point) == item.colour for point in points)
+class Bundled:
+    """A bundled model behind core's nodes, one caption per picture of a batch."""
+
+    def __init__(self, name):
+        import nodes
+
+        self.nodes = nodes.NODE_CLASS_MAPPINGS
+        self.model, self.clip, self.vae = self.nodes["Distillery_LoadDemoModel"].EXECUTE_NORMALIZED(name=name).args
+        (empty,) = self.nodes["EmptyLatentImage"]().generate(128, 128, 1)
+        self.empty = empty["samples"].expand(-1, self.model.get_model_object("latent_format").latent_channels, -1, -1)
+
+    def encode(self, captions):
+        conditions = [self.nodes["CLIPTextEncode"]().encode(self.clip, caption)[0][0] for caption in captions]
+        pooled = [extra["pooled_output"] for _, extra in conditions]
+        extra = {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}
+        return [[torch.cat([tokens for tokens, _ in conditions]), extra]]
+
+    def pictures(self, captions, seed, steps=25, cfg=4.0):
+        """IMAGE (B, 128, 128, 3) in [0, 1]."""
+        latent = {"samples": torch.zeros_like(self.empty).repeat(len(captions), 1, 1, 1)}
+        conditions = self.encode(captions), self.encode([""] * len(captions))
+        (sampled,) = self.nodes["KSampler"]().sample(self.model, seed, steps, cfg, "euler", "simple", *conditions, latent)
+        return self.nodes["VAEDecode"]().decode(self.vae, sampled)[0]
 
 
-def background_of(image):
-    corners = [nearest_colour(image, x, y) for x in (0.03, 0.97) for y in (0.03, 0.97)]
-    return max(set(corners), key=corners.count)
-
-
-@torch.inference_mode()
-def main(count=60):
+def load_pack():
     import_comfyui()
     import nodes
 
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     asyncio.run(nodes.load_custom_node(str(ROOT)))
-    classes = nodes.NODE_CLASS_MAPPINGS
-    model, clip, vae = classes["Distillery_LoadDemoModel"].EXECUTE_NORMALIZED(name="shapes-dit").args
-    encode, sample = classes["CLIPTextEncode"]().encode, classes["KSampler"]().sample
-    (negative,) = encode(clip, "")
-    rng, backgrounds, places = random.Random(2024), 0, {size: [] for size in shapes.SIZES}
-    for seed in range(count):
-        scene = shapes.random_scene(rng, two_objects=0)
-        (positive,) = encode(clip, shapes.caption(scene, rng, full=True))
-        latent = {"samples": torch.zeros(1, 16, 16, 16)}
-        (sampled,) = sample(model, seed, 20, 4.0, "euler", "simple", positive, negative, latent)
-        image = vae.decode(sampled["samples"])[0]
-        backgrounds += background_of(image) == scene.background
-        places[scene.items[0].size].append(is_at_its_place(image, scene.items[0]))
-    by_size = {size: f"{sum(found)} of {len(found)}" for size, found in places.items()}
-    print(json.dumps({"pictures": count, "background": backgrounds, "place": sum(map(sum, places.values())), **by_size}))
+
+
+def shares(scenes, reads):
+    """The share of scenes read wholly right, and in each attribute, for one object and for two."""
+    counted = defaultdict(list)
+    for scene, read in zip(scenes, reads):
+        kind = "one object" if len(scene.items) == 1 else "two objects"
+        counted[f"{kind}: all right"].append(right(scene, read))
+        counted[f"{kind}: background"].append(read["background"] == scene.background)
+        found = {o["position"]: o for o in read["objects"]}
+        for item in scene.items:
+            o = found.get(item.position, {})
+            counted[f"{kind}: position"].append(bool(o))
+            for attribute in ("shape", "colour", "size"):
+                counted[f"{kind}: {attribute}"].append(o.get(attribute) == getattr(item, attribute))
+            if kind == "one object":
+                counted[f"{kind}: all right, {item.size}"].append(right(scene, read))
+    return {key: round(sum(values) / len(values), 4) for key, values in sorted(counted.items())}
+
+
+@torch.inference_mode()
+def check(name, count, batch=20):
+    from comfyui_distillery.measure.distribution import fid, kid, prdc
+    from comfyui_distillery.measure.judge import load_judge
+
+    judge, bundled, rng = load_judge(), Bundled(name), random.Random("check")
+    scenes = [shapes.random_scene(rng) for _ in range(count)]
+    captions = [shapes.caption(scene, rng, full=True) for scene in scenes]
+    reads, features, decoded, fresh, others = [], [], [], [], []
+    for i in tqdm(range(0, count, batch), desc=name, mininterval=5):
+        pictures = bundled.pictures(captions[i : i + batch], seed=i)
+        reads += judge.read(pictures)
+        features.append(judge.features(pictures))
+        drawn = shapes.draw(scenes[i : i + batch]).movedim(1, -1)
+        decoded += judge.read(bundled.vae.decode(bundled.vae.encode(drawn)))
+        fresh.append(judge.features(shapes.draw([shapes.random_scene(rng) for _ in range(batch)]).movedim(1, -1)))
+        others.append(judge.features(shapes.draw([shapes.random_scene(rng) for _ in range(batch)]).movedim(1, -1)))
+    features, fresh, others = torch.cat(features), torch.cat(fresh), torch.cat(others)
+    figures = shares(scenes, reads)
+    figures["the autoencoder's own pictures: all right"] = round(sum(map(right, scenes, decoded)) / count, 4)
+    figures["FID to fresh data"], figures["FID of data to data"] = fid(fresh, features), fid(fresh, others)
+    figures |= {"KID": kid(fresh, features), **prdc(fresh, features)}
+    return figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["shapes-dit"])
+    parser.add_argument("--count", type=int, default=1000)
+    options = parser.parse_args()
+    load_pack()
+    for name in options.names:
+        print(name, json.dumps(check(name, options.count), indent=2))
 
 
 if __name__ == "__main__":

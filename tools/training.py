@@ -4,6 +4,7 @@ Under ``torchrun`` each process takes its own batches and all take the same step
 """
 
 import json
+import random
 import time
 from pathlib import Path
 
@@ -13,6 +14,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 from tqdm import tqdm
+
+from . import ROOT, shapes
+
+CACHE = ROOT / ".cache" / "train"
+MODELS = ROOT / "models"
+
+
+def scenes_for(purpose, step, count):
+    """The same scenes for the same (purpose, step), whatever ran before."""
+    rng = random.Random(f"{purpose} {step}")
+    return [shapes.random_scene(rng) for _ in range(count)], rng
+
+
+def autocast(device):
+    return torch.autocast(device, torch.bfloat16)
+
+
+def half(network):
+    return {k: v.half() for k, v in network.state_dict().items()}
 
 
 def save(path, tensors, metadata):
