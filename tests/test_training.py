@@ -1,12 +1,15 @@
 """The training loop of the bundled models, and the data they learn from."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from tools import shapes
-from tools.training import load, train
+from tools import ROOT, shapes
+from tools.training import as_kernels, as_matrices, load, train
 
 
 def problem(stop_at=None):
@@ -36,6 +39,56 @@ def test_an_interrupted_training_resumes_exactly(tmp_path):
         assert torch.equal(a, b)
     ends = [load(tmp_path / name / "checkpoint.safetensors")[0] for name in ("whole", "resumed")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0].keys() | ends[1].keys())
+
+
+TWO_WORKERS = """
+import sys, torch, torch.distributed
+from pathlib import Path
+from tools.training import train, workers
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+network = torch.nn.Linear(4, 1)
+def loss(step):
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+    return (network(x)[:, 0] - x.sum(1)).square().mean()
+train(network, loss, 9, Path(sys.argv[1]), peak=1e-2)
+torch.save(network.state_dict(), f"{sys.argv[1]}/{workers()[0]}.pt")
+"""
+
+
+def test_two_workers_take_the_steps_of_one_with_both_batches(tmp_path):
+    (tmp_path / "program.py").write_text(TWO_WORKERS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "program.py", tmp_path]
+    subprocess.run(launch, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    ends = [torch.load(tmp_path / f"{worker}.pt", weights_only=True) for worker in range(2)]
+
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 1)
+
+    def loss(step):
+        x = torch.cat([torch.randn(16, 4, generator=torch.Generator().manual_seed(2 * step + worker)) for worker in range(2)])
+        return (network(x)[:, 0] - x.sum(1)).square().mean()
+
+    train(network, loss, 9, tmp_path / "one", peak=1e-2)
+    for name, value in network.state_dict().items():
+        assert torch.equal(ends[0][name], ends[1][name])
+        torch.testing.assert_close(value, ends[0][name])
+
+
+def test_kernels_trained_as_matrices_are_the_same_kernels(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1))
+    x, names = torch.randn(2, 3, 8, 8), set(network.state_dict())
+    before = network(x)
+    as_matrices(network)
+    assert torch.equal(network(x), before)
+    train(network, lambda step: network(x).square().mean(), 200, tmp_path, peak=1e-2, muon=True)
+    after = network(x)
+    as_kernels(network)
+    assert torch.equal(network(x), after) and set(network.state_dict()) == names
+    assert after.square().mean() < 0.8 * before.square().mean()
+    state = load(tmp_path / "checkpoint.safetensors")[0]
+    assert len([name for name in state if name.startswith("momentum_buffer.")]) == 2  # the kernels; the biases are AdamW's
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -13,6 +13,13 @@ FLUX = {  # the schnell layout at a fortieth of its width: what core detects fro
     "vec_in_dim": 128, "context_in_dim": 128, "guidance_embed": False, "txt_ids_dims": [],
 }  # fmt: skip
 
+UNET = {  # Stable Diffusion 1 at a fifth of its width, with three levels instead of four
+    "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1, 1], "channel_mult": [1, 2, 2],
+    "transformer_depth": [1, 1, 1], "transformer_depth_output": [1, 1, 1, 1, 1, 1], "transformer_depth_middle": 1,
+    "use_spatial_transformer": True, "use_linear_in_transformer": False, "context_dim": 128, "num_heads": 8,
+    "num_head_channels": -1, "image_size": 32, "legacy": False, "adm_in_channels": None, "use_temporal_attention": False,
+}  # fmt: skip
+
 
 def import_networks(device):
     """Import ComfyUI with its arithmetic in the form that gradients can pass through."""
@@ -68,6 +75,13 @@ def transformer():
         for attention in (block.img_attn, block.txt_attn):  # so that attention depends on place from the first step:
             torch.nn.init.normal_(attention.qkv.bias[: 2 * FLUX["hidden_size"]])  # Flux has no other sense of it
     return network
+
+
+def unet():
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    network = UNetModel(dtype=torch.float32, device="cpu", operations=training_ops(), **UNET)
+    return initialise(network, zero=("out_layers.3", "proj_out", "out.2"))
 
 
 def text_encoder():

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from . import shapes
 from .demo_nets import autoencoder, import_networks, text_encoder, transformer
 from .server import end_on_sigterm
+from .train_unet import train_unet
 from .train_vae import AUTOENCODERS, train_vae
 from .training import CACHE, MODELS, autocast, half, load, save, scenes_for, train, workers
 
@@ -36,16 +37,16 @@ def first_worker_first():
         dist.barrier()
 
 
-def latent_pool(device, count, batch=32):
-    """``count`` scenes and their latents (count, 16, 16, 16) in float16, encoded once for an autoencoder and kept on disk."""
-    path, autoencoder_file = CACHE / "dit" / "pool.safetensors", AUTOENCODERS[16][0]
+def latent_pool(channels, device, count, batch=32):
+    """``count`` scenes and their latents (count, channels, 16, 16), float16, encoded once for an autoencoder, kept on disk."""
+    path, autoencoder_file = CACHE / f"pool{channels}.safetensors", AUTOENCODERS[channels][0]
     made_by = {"autoencoder": hashlib.sha256(autoencoder_file.read_bytes()).hexdigest()}
     scenes = [scene for step in range(count // batch) for scene in scenes_for("pool", step, batch)[0]]
     if path.exists():
         tensors, metadata = load(path)
         if len(tensors["latents"]) == len(scenes) and metadata == made_by:
             return scenes, tensors["latents"]
-    vae = autoencoder().to(device, memory_format=torch.channels_last)
+    vae = autoencoder(channels).to(device, memory_format=torch.channels_last)
     vae.load_state_dict({k: v.float() for k, v in load(autoencoder_file)[0].items()})
     latents = []
     with torch.no_grad(), autocast(device):
@@ -76,8 +77,8 @@ def dit_loss(networks, tokenize, scenes, latents, batch, device, step):
 
 
 def train_dit(device, steps, batch, pool, warm):
-    with first_worker_first():
-        scenes, latents = latent_pool(device, pool)
+    """``pool``: scenes and their latents."""
+    scenes, latents = pool
     torch.manual_seed(0)
     encoder, tokenize = text_encoder()
     networks = torch.nn.ModuleDict({"dit": transformer(), "text": encoder}).to(device)
@@ -89,7 +90,7 @@ def train_dit(device, steps, batch, pool, warm):
     if workers()[0] > 0:
         return
     batch *= workers()[1]
-    card = {"steps": steps, "batch": batch, "pictures": pool, "seconds": round(seconds), "device": device}
+    card = {"steps": steps, "batch": batch, "pictures": len(scenes), "seconds": round(seconds), "device": device}
     save(MODELS / "shapes-dit.safetensors", half(networks["dit"]), {"training": json.dumps(card)})
     text = half(networks["text"].transformer)
     save(MODELS / "shapes-text.safetensors", text, {"words": json.dumps(shapes.vocabulary()), "training": json.dumps(card)})
@@ -98,10 +99,11 @@ def train_dit(device, steps, batch, pool, warm):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", choices=["vae16", "vae4", "dit"], help="default: all, in this order")
+    parser.add_argument("stages", nargs="*", choices=["vae16", "vae4", "dit", "unet"], help="default: all, in this order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vae-steps", type=int, default=2000)
     parser.add_argument("--dit-steps", type=int, default=8000)
+    parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pool", type=int, default=20480, help="pictures encoded for the transformer")
     parser.add_argument("--warm", action="store_true", help="start from the committed weights")
@@ -113,8 +115,12 @@ def main():
     for channels in AUTOENCODERS:
         if f"vae{channels}" in options.stages or not options.stages:
             train_vae(channels, options.device, options.vae_steps, options.batch, options.warm)
-    if "dit" in options.stages or not options.stages:
-        train_dit(options.device, options.dit_steps, options.batch, options.pool, options.warm)
+    networks = ("dit", 16, train_dit, options.dit_steps), ("unet", 4, train_unet, options.unet_steps)
+    for name, channels, train_network, steps in networks:
+        if name in options.stages or not options.stages:
+            with first_worker_first():
+                pool = latent_pool(channels, options.device, options.pool)
+            train_network(options.device, steps, options.batch, pool, options.warm)
 
 
 if __name__ == "__main__":
