@@ -1,6 +1,7 @@
 """The figures of the bundled models: fresh captions, pictures by core's own nodes, read back by the judge.
 
 ``python3 -m tools.host --run -m tools.check_demo [NAME ...]``: 25 Euler steps at CFG 4, 1,000 captions that name everything.
+Writes the first 32 pictures to docs/models/NAME.jpg and prints the figures.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import random
 from collections import defaultdict
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from . import ROOT, shapes
@@ -68,6 +70,13 @@ def shares(scenes, reads):
     return {key: round(sum(values) / len(values), 4) for key, values in sorted(counted.items())}
 
 
+def save_grid(images, path, columns=8):
+    """Images (B, H, W, 3) in [0, 1] in rows of ``columns``."""
+    rows = [torch.cat(list(images[i : i + columns]), 1) for i in range(0, len(images), columns)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(path, quality=90)
+
+
 @torch.inference_mode()
 def check(name, count, batch=20):
     from comfyui_distillery.measure.distribution import fid, kid, prdc
@@ -76,15 +85,17 @@ def check(name, count, batch=20):
     judge, bundled, rng = load_judge(), Bundled(name), random.Random("check")
     scenes = [shapes.random_scene(rng) for _ in range(count)]
     captions = [shapes.caption(scene, rng, full=True) for scene in scenes]
-    reads, features, decoded, fresh, others = [], [], [], [], []
+    first, reads, features, decoded, fresh, others = [], [], [], [], [], []
     for i in tqdm(range(0, count, batch), desc=name, mininterval=5):
         pictures = bundled.pictures(captions[i : i + batch], seed=i)
+        first += list(pictures[: 32 - len(first)])
         reads += judge.read(pictures)
         features.append(judge.features(pictures))
         drawn = shapes.draw(scenes[i : i + batch]).movedim(1, -1)
         decoded += judge.read(bundled.vae.decode(bundled.vae.encode(drawn)))
         fresh.append(judge.features(shapes.draw([shapes.random_scene(rng) for _ in range(batch)]).movedim(1, -1)))
         others.append(judge.features(shapes.draw([shapes.random_scene(rng) for _ in range(batch)]).movedim(1, -1)))
+    save_grid(torch.stack(first), ROOT / "docs" / "models" / f"{name}.jpg")
     features, fresh, others = torch.cat(features), torch.cat(fresh), torch.cat(others)
     figures = shares(scenes, reads)
     figures["the autoencoder's own pictures: all right"] = round(sum(map(right, scenes, decoded)) / count, 4)

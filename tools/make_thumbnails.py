@@ -20,6 +20,11 @@ WORKFLOWS = ROOT / "workflows"
 SIDE, BYTES = 512, 40_000
 
 
+def is_saved(file):
+    """Whether a node saved this picture for good: core names what nodes only show ComfyUI_temp_..."""
+    return not Path(file).name.startswith("ComfyUI_temp_")
+
+
 def thumbnail(picture):
     """The picture as JPEG, ``SIDE`` pixels at its longer side, in at most ``BYTES`` bytes."""
     scale = SIDE / max(picture.size)
@@ -40,7 +45,7 @@ def main():
     prompts = {file: load_prompt(file) for file in files}
     with running_server() as server, tempfile.TemporaryDirectory() as folder:
         for file, prompt in prompts.items():
-            made = sorted(run_on(server, prompt, folder)["files"])  # branches run in any order
+            made = sorted(filter(is_saved, run_on(server, prompt, folder)["files"]))  # branches run in any order
             if not made:
                 raise Problem(f"{file} makes no picture: add Save Image.")
             target = WORKFLOWS / f"{file.stem}.jpg"

@@ -1,4 +1,4 @@
-"""Trains the bundled models from scratch: ``python -m tools.host --run -m tools.train_demo [vae16] [dit]``.
+"""Trains the bundled models from scratch: ``python -m tools.host --run -m tools.train_demo [STAGE ...]``.
 
 No data is downloaded: pictures are drawn as they are needed. Each stage shows its progress and can be stopped and
 resumed at any time; its checkpoints lie in .cache/train, the finished model with its figures in models/. On a CPU one
@@ -22,8 +22,10 @@ from . import shapes
 from .demo_nets import autoencoder, import_networks, text_encoder, transformer
 from .server import end_on_sigterm
 from .train_unet import train_unet
-from .train_vae import AUTOENCODERS, train_vae
+from .train_vae import AUTOENCODERS, train_decoder, train_vae
 from .training import CACHE, MODELS, autocast, half, load, save, scenes_for, train, workers
+
+STAGES = ["vae16", "decoder16", "vae4", "decoder4", "dit", "unet"]
 
 
 @contextlib.contextmanager
@@ -40,14 +42,16 @@ def first_worker_first():
 def latent_pool(channels, device, count, batch=32):
     """``count`` scenes and their latents (count, channels, 16, 16), float16, encoded once for an autoencoder, kept on disk."""
     path, autoencoder_file = CACHE / f"pool{channels}.safetensors", AUTOENCODERS[channels][0]
-    made_by = {"autoencoder": hashlib.sha256(autoencoder_file.read_bytes()).hexdigest()}
+    weights = {k: v.float() for k, v in load(autoencoder_file)[0].items()}
+    encoder = b"".join(v.numpy().tobytes() for k, v in sorted(weights.items()) if k.startswith("taesd_encoder"))
+    made_by = {"encoder": hashlib.sha256(encoder).hexdigest(), "sizes": str(shapes.SIZES)}
     scenes = [scene for step in range(count // batch) for scene in scenes_for("pool", step, batch)[0]]
     if path.exists():
         tensors, metadata = load(path)
         if len(tensors["latents"]) == len(scenes) and metadata == made_by:
             return scenes, tensors["latents"]
     vae = autoencoder(channels).to(device, memory_format=torch.channels_last)
-    vae.load_state_dict({k: v.float() for k, v in load(autoencoder_file)[0].items()})
+    vae.load_state_dict(weights)
     latents = []
     with torch.no_grad(), autocast(device):
         for i in tqdm(range(0, count, batch), desc="encode", mininterval=5):
@@ -99,9 +103,10 @@ def train_dit(device, steps, batch, pool, warm):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", choices=["vae16", "vae4", "dit", "unet"], help="default: all, in this order")
+    parser.add_argument("stages", nargs="*", choices=STAGES, help="default: all, in this order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vae-steps", type=int, default=2000)
+    parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--dit-steps", type=int, default=8000)
     parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
@@ -112,15 +117,23 @@ def main():
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(hours=1))
     import_networks(options.device)
+
+    def asked(stage):
+        return stage in options.stages or not options.stages
+
+    def pool(channels):
+        with first_worker_first():
+            return latent_pool(channels, options.device, options.pool)
+
     for channels in AUTOENCODERS:
-        if f"vae{channels}" in options.stages or not options.stages:
+        if asked(f"vae{channels}"):
             train_vae(channels, options.device, options.vae_steps, options.batch, options.warm)
-    networks = ("dit", 16, train_dit, options.dit_steps), ("unet", 4, train_unet, options.unet_steps)
-    for name, channels, train_network, steps in networks:
-        if name in options.stages or not options.stages:
-            with first_worker_first():
-                pool = latent_pool(channels, options.device, options.pool)
-            train_network(options.device, steps, options.batch, pool, options.warm)
+        if asked(f"decoder{channels}"):
+            train_decoder(channels, options.device, options.decoder_steps, options.batch, pool(channels))
+    if asked("dit"):
+        train_dit(options.device, options.dit_steps, options.batch, pool(16), options.warm)
+    if asked("unet"):
+        train_unet(options.device, options.unet_steps, options.batch, pool(4), options.warm)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,9 @@ def crops(pictures, scenes, rng, side=48):
 
 
 def vae_loss(vae, norm, batch, device, step):
-    """L1 + L2 of the decoded picture and L1 of its slopes, from latents of unit variance per channel, with noise, at two scales.
+    """Error of the decoded picture, from latents of unit variance per channel, with noise, at two scales.
 
-    The slopes (arXiv:1511.05440) keep edges sharp. The noise makes the latents smooth; the second scale (EQ-VAE,
-    arXiv:2502.09509) makes them shrink as pictures do.
+    The noise makes the latents smooth; the second scale (EQ-VAE, arXiv:2502.09509) makes them shrink as pictures do.
     """
     torch.manual_seed(step)
     scenes, rng = scenes_for("vae", step, batch)
@@ -41,6 +41,29 @@ def vae_loss(vae, norm, batch, device, step):
             latents, target = F.avg_pool2d(latents, 2), F.avg_pool2d(target, 2)
         noise = torch.randn_like(latents) * (0.1 * torch.rand(batch, 1, 1, 1, device=device))
         error = vae.taesd_decoder(latents + noise).float() - target
+    return picture_error(error)
+
+
+def decoder_loss(decoder, scenes, latents, batch, device, step, side=6):
+    """As ``vae_loss``, for a decoder alone: from crops of whole pictures' latents, hardly noisy, so that faint light shows."""
+    rng, generator = random.Random(f"decoder {step}"), torch.Generator().manual_seed(step)
+    chosen = rng.sample(range(len(scenes)), batch)
+    pictures = shapes.draw([scenes[i] for i in chosen], device=device)
+    crop, wanted = [], []
+    for i, picture in zip(chosen, pictures):
+        x, y = shapes.POSITIONS[rng.choice(scenes[i].items).position]
+        left, top = (round(min(max(16 * c - side / 2 + rng.uniform(-2, 2), 0), 16 - side)) for c in (x, y))
+        crop.append(latents[i, :, top : top + side, left : left + side])
+        wanted.append(picture[:, 8 * top : 8 * (top + side), 8 * left : 8 * (left + side)])
+    crop, wanted = torch.stack(crop).float().to(device), torch.stack(wanted)
+    noise = torch.randn(crop.shape, generator=generator).to(device) * 0.05 * torch.rand(batch, 1, 1, 1, generator=generator).to(device)
+    with autocast(device):
+        decoded = decoder((crop + noise).contiguous(memory_format=torch.channels_last))
+    return picture_error(decoded.float() - wanted)
+
+
+def picture_error(error):
+    """L1 + L2 of pictures, and L1 of their slopes, which keeps edges sharp (arXiv:1511.05440)."""
     slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + error.square().mean() + slopes
 
@@ -66,10 +89,9 @@ def psnr(vae, device, count=256):
 
 def train_vae(channels, device, steps, batch, warm):
     torch.manual_seed(0)
-    file, scale, shift = AUTOENCODERS[channels]
     vae = autoencoder(channels).to(device)
     if warm:
-        vae.load_state_dict({k: v.float() for k, v in load(file)[0].items()})
+        vae.load_state_dict({k: v.float() for k, v in load(AUTOENCODERS[channels][0])[0].items()})
     vae = vae.to(memory_format=torch.channels_last)
     norm = torch.nn.BatchNorm2d(channels, affine=False, momentum=0.02).to(device)
     networks = torch.nn.ModuleList([vae.taesd_encoder, vae.taesd_decoder])
@@ -81,10 +103,30 @@ def train_vae(channels, device, steps, batch, warm):
         return
     measure_statistics(vae, norm, device)
     fold(norm, vae.taesd_encoder[-1])
-    quality = psnr(vae, device)
+    write(vae, channels, {"steps": steps, "batch": batch * workers()[1], "seconds": round(seconds), "device": device})
+
+
+def train_decoder(channels, device, steps, batch, pool):
+    """Train the decoder on; latents stay what they are. ``pool``: scenes and their latents."""
+    torch.manual_seed(0)
+    tensors, metadata = load(AUTOENCODERS[channels][0])
+    vae = autoencoder(channels).to(device)
+    vae.load_state_dict({k: v.float() for k, v in tensors.items()})
+    decoder = vae.taesd_decoder.to(memory_format=torch.channels_last)
+    as_matrices(decoder)
+    loss = functools.partial(decoder_loss, decoder, *pool, batch, device)
+    seconds = train(decoder, loss, steps, CACHE / f"decoder{channels}", peak=2e-3, muon=True)
+    as_kernels(decoder)
+    if workers()[0] > 0:
+        return
+    alone = {"steps": steps, "batch": batch * workers()[1], "seconds": round(seconds), "device": device}
+    write(vae, channels, json.loads(metadata["training"]) | {"decoder alone": alone})
+
+
+def write(vae, channels, card):
+    file, scale, shift = AUTOENCODERS[channels]
+    card["psnr_db"] = round(psnr(vae, next(vae.parameters()).device), 2)
     weights = half(vae) | {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
-    batch *= workers()[1]
-    card = {"steps": steps, "batch": batch, "seconds": round(seconds), "device": device, "psnr_db": round(quality, 2)}
     save(file, weights, {"training": json.dumps(card)})
     print(card)
 
