@@ -1,12 +1,22 @@
-"""Benchmarks behind ``make bench``. Each is one file with ``measure() -> Result``."""
+"""Benchmarks behind ``make bench``. Each is one file with ``measure() -> Result``, and one line in ``__main__``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import tools  # noqa: F401  registers comfyui_distillery
+
+from .draw import Lines, Ratios
+
+
+class Unavailable(Exception):
+    """This machine cannot run the benchmark, and why. Figures measured elsewhere are kept."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured: a sentence on how, and a table with one dict per row."""
+    """What was measured and how, in sentences; one dict per row; what of the rows to draw; a shorter table to show, if any."""
 
     question: str
     method: str
     rows: list[dict]
+    plot: Lines | Ratios
+    table: list[dict] = field(default_factory=list)

@@ -4,15 +4,19 @@ import numpy as np
 import torch
 
 
+class NoMatplotlib(ValueError):
+    """matplotlib, which ComfyUI does not bring, is missing: there are numbers to show and no picture of them."""
+
+
 def new_figure(width, height, rows=1, columns=1):
     """A matplotlib Figure of ``width`` x ``height`` pixels and its axes (rows, columns), with a light grid.
 
-    Raises ValueError where matplotlib, which ComfyUI does not bring, is missing.
+    Raises NoMatplotlib, a ValueError, where matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("matplotlib: not installed, and plots need it. Install it with: pip install matplotlib") from None
+        raise NoMatplotlib("matplotlib: not installed, and plots need it. Install it with: pip install matplotlib") from None
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

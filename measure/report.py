@@ -2,8 +2,27 @@
 
 An evaluation is the network applied to one condition (positive, negative, ...) at one noise level, for the whole batch;
 a call may hold several evaluations, because ComfyUI runs conditions of the same shape in one batch.
+
+A run is {"steps": rows, "totals": totals, "complete": whether it ran to its end}. Each row has
+
+    step, sigma     which step of the schedule, counted from 0, and its noise level; None beyond the schedule
+    calls           how often the network was called
+    evaluations     {branch: how many}; a branch is "cond", "uncond", or "cond 0", "cond 1", ...
+    seconds         from its first prediction to that of the next row
+
+and, from an accelerator, any of
+
+    skipped         {branch: evaluations answered without the network}
+    blocks          {"done": how many, "skipped": how many} blocks of the network, over all evaluations of the row
+    decision        one word: what the accelerator chose here, such as "run", "reuse" or "forecast"
+    reason          why, in words: "change 0.03 is below 0.10"
+
+The totals are steps, calls, evaluations, branches ({branch: evaluations}), seconds and, where the device counts it,
+peak_memory: the most bytes that torch held at once during the run, weights included.
 """
 
+import csv
+import io
 from collections import Counter
 
 
@@ -35,8 +54,8 @@ class Recorder:
             self.prediction_started()  # a cache answered for the network
         self.predictions[-1][0] = step
 
-    def end(self, completed):
-        """Seconds count from the first prediction, so loading the model is not among them."""
+    def end(self, completed, peak_memory=None):
+        """Seconds count from the first prediction, so loading the model is not among them. peak_memory in bytes, if known."""
         now = self.clock()
         rows, waiting = [], []
         for prediction in self.predictions:
@@ -59,6 +78,8 @@ class Recorder:
             "branches": dict(sorted(branches.items())),
             "seconds": sum(row["seconds"] for row in rows),
         }
+        if peak_memory is not None:
+            self.run["totals"]["peak_memory"] = peak_memory
         self.run["complete"] = completed
 
     def add(self, rows, predictions):
@@ -87,14 +108,42 @@ class Report:
         return recorder
 
 
+NOTHING_RAN = "No sampling run was recorded: sample with the MODEL that comes out of Trace."
+
+
 def summary(runs):
     """The totals in words, one line a run."""
     lines = []
     for run in runs:
         total = run["totals"]
         branches = ", ".join(f"{count} {name}" for name, count in total["branches"].items())
+        skipped = sum(sum(row.get("skipped", {}).values()) for row in run["steps"])
         lines.append(
-            f"{total['steps']} steps, {total['evaluations']} model evaluations ({branches}) in {total['calls']} calls, "
-            f"{total['seconds']:.2f} s" + ("" if run["complete"] else " (stopped early)")
+            f"{total['steps']} steps, {total['evaluations']} model evaluations ({branches}) in {total['calls']} calls"
+            + (f", {skipped} skipped" if skipped else "")
+            + f", {total['seconds']:.2f} s"
+            + (f", peak {total['peak_memory'] / 2**30:.2f} GiB" if "peak_memory" in total else "")
+            + ("" if run["complete"] else " (stopped early)")
         )
-    return "\n".join(lines)
+    return "\n".join(lines) or NOTHING_RAN
+
+
+def names_of(rows, key):
+    """The branches, or other names, that the rows count under ``key``, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.get(key, ())))
+
+
+def to_csv(runs):
+    """All rows of all runs as CSV text with a header; runs count from 1. Counts are one column a name: "evaluations cond"."""
+    rows = [row for run in runs for row in run["steps"]]
+    counts = [(key, name) for key in ("evaluations", "skipped", "blocks") for name in names_of(rows, key)]
+    words = [key for key in ("decision", "reason") if any(key in row for row in rows)]
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    plain = ["step", "sigma", "calls", "seconds"]
+    table.writerow(["run", *plain, *(f"{key} {name}" for key, name in counts), *words])
+    for number, run in enumerate(runs, 1):
+        for row in run["steps"]:
+            numbers = [row.get(key, {}).get(name, 0) for key, name in counts]
+            table.writerow([number, *(row[key] for key in plain), *numbers, *(row.get(key) for key in words)])
+    return text.getvalue()

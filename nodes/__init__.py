@@ -4,9 +4,10 @@ from . import version  # noqa: F401, I001  first: it says so if this ComfyUI is 
 
 from comfy_api.latest import ComfyExtension
 
-from . import demo, guidance, reports, samplers, schedules
+from . import compare, demo, guidance, metrics, plots, reports, samplers, schedules, sweep
 
 
 class Distillery(ComfyExtension):
     async def get_node_list(self):
-        return demo.NODES + samplers.NODES + schedules.NODES + guidance.NODES + reports.NODES
+        generation = demo.NODES + samplers.NODES + schedules.NODES + guidance.NODES
+        return generation + reports.NODES + compare.NODES + metrics.NODES + plots.NODES + sweep.NODES

@@ -9,6 +9,7 @@ import time
 import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
+import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from tqdm.auto import tqdm
@@ -184,9 +185,16 @@ def with_guidance(model, rule, settings):
 
 
 def with_report(model, report):
-    """A clone that records each of its runs in ``report`` (measure.report.Report), and changes nothing."""
+    """A clone that records each of its runs in ``report`` (measure.report.Report), and changes nothing.
+
+    Peak memory is told on CUDA devices (ROCm among them), whose counter starts afresh with each run.
+    """
+    device = model.load_device
+    counts_memory = device.type == "cuda"
 
     def begin(run):
+        if counts_memory:
+            torch.cuda.reset_peak_memory_stats(device)
         context = get_executing_context()
         branches = ("cond", "uncond") if is_plain_cfg(run["guider"]) else ()
         recorder = report.begin(context and context.prompt_id, run["sigmas"].tolist(), branches, time.perf_counter)
@@ -210,7 +218,7 @@ def with_report(model, report):
 
     def end(recorder, completed):
         comfy.model_management.synchronize()  # so that the seconds hold all the work of a GPU
-        recorder.end(completed)
+        recorder.end(completed, torch.cuda.max_memory_allocated(device) if counts_memory else None)
 
     model, token = with_run_state(model, begin, end)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, token, predict_noise)

@@ -5,11 +5,12 @@ Each works on any Path: x = alpha x0 + sigma eps, alpha = 1 on VE paths and 1 - 
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from comfyui_distillery.samplers.core import append_dims
 from comfyui_distillery.samplers.path import Path
+
+from bench.problems import mixture, randn  # noqa: F401  both are for the tests beside this
 
 EPS, FLOW = Path("eps"), Path("flow")
 PATHS = {"eps": EPS, "flow": FLOW}
@@ -19,10 +20,6 @@ SIGMAS = {"eps": [14.6, 6.0, 2.0, 0.7, 0.2, 0.0], "flow": [1.0, 0.9, 0.7, 0.4, 0
 def number(value):
     """A float64 scalar: torch.tensor(0.98) alone has only 7 digits."""
     return torch.tensor(value, dtype=torch.float64)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -54,47 +51,6 @@ class Gaussian:
         return mean + std * noise
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Data from a few equal, round Gaussians: a curved ODE. centres is (K, *item)."""
-
-    path: Path
-    centres: torch.Tensor
-    std: float
-
-    def __call__(self, x, sigma):
-        sigma = append_dims(sigma.expand(len(x)), x)[:, None]
-        alpha = self.path.alpha(sigma)
-        gap = x[:, None] - alpha * self.centres
-        variance = (alpha * self.std) ** 2 + sigma**2
-        weight = torch.softmax((-(gap**2) / (2 * variance)).flatten(2).sum(2), dim=1)
-        denoised = self.centres + alpha * self.std**2 / variance * gap
-        return torch.einsum("bk,bk...->b...", weight, denoised)
-
-    def start(self, sigma, batch=4, seed=0):
-        noise = randn(batch, *self.centres.shape[1:], seed=seed)
-        data = self.centres[torch.arange(batch) % len(self.centres)] + self.std * randn(*noise.shape, seed=seed + 1)
-        return self.path.alpha(sigma) * data + sigma * noise
-
-    def exact(self, x, sigma, sigma_next, steps=3000):
-        """Classical Runge-Kutta 4 in even steps of log VE sigma, good to 1e-12 here."""
-        x, ve = self.path.to_ve(x, sigma)
-        log_ve = torch.linspace(ve.log(), self.path.to_ve(x, sigma_next)[1].log(), steps + 1, dtype=x.dtype)
-
-        def slope(x, log_ve):  # dx / dlog(sigma) = x - denoised
-            back, s = self.path.from_ve(x, log_ve.exp())
-            return x - self(back, s)
-
-        for a, b in pairwise(log_ve):
-            h = b - a
-            k1 = slope(x, a)
-            k2 = slope(x + h / 2 * k1, a + h / 2)
-            k3 = slope(x + h / 2 * k2, a + h / 2)
-            k4 = slope(x + h * k3, b)
-            x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        return self.path.from_ve(x, log_ve[-1].exp())[0]
-
-
 def gaussian(path, shape=(2, 3, 2), dtype=torch.float64):
     """Stds from 0.4 to 1.6, means from -1 to 1."""
     count = math.prod(shape)
@@ -103,11 +59,6 @@ def gaussian(path, shape=(2, 3, 2), dtype=torch.float64):
         torch.linspace(-1, 1, count, dtype=dtype).view(1, *shape),
         torch.linspace(0.4, 1.6, count, dtype=dtype).flip(0).view(1, *shape),
     )
-
-
-def mixture(path):
-    """Three clumps in two dimensions."""
-    return Mixture(path, torch.tensor([[1.0, 0.5], [-1.0, 0.8], [0.2, -1.2]], dtype=torch.float64).view(3, 2, 1, 1), 0.4)
 
 
 def graded(n, top, bottom, power=2.5):

@@ -13,10 +13,11 @@ from comfyui_distillery.samplers.solvers import SOLVERS
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {  # folder: which of our folders, and which packages beside the standard library, it may import
     "samplers": ({"samplers"}, {"torch"}),
-    "measure": ({"measure"}, {"torch", "numpy", "PIL", "matplotlib"}),
+    "measure": ({"measure"}, {"torch", "numpy", "PIL", "safetensors", "matplotlib", "torchmetrics", "torchvision"}),
     "distill": ({"distill", "samplers", "measure"}, {"torch", "numpy", "safetensors", "diffusers", "accelerate"}),
     "nodes": ({"nodes", "distill", "samplers", "measure"}, None),  # None: any, ComfyUI among them
 }
+OPTIONAL = {"diffusers", "matplotlib", "torchmetrics", "torchvision"}  # heavy, or not brought by ComfyUI
 KNOW_COMFYUI = {"nodes", "tools", "bench", "tests"}  # tools and bench are programs that run beside a host
 LIMIT = 300  # lines
 BANNED_MODULES = {"pickle", "cPickle", "dill", "shelve"}
@@ -61,8 +62,8 @@ def import_faults(source, file):
             yield f"{file} imports {package} by absolute name: in ComfyUI that finds another module"
         elif allowed_packages is not None and package not in {None, *sys.stdlib_module_names, *allowed_packages}:
             yield f"{file} imports {package}"
-        if package == "diffusers" and top:
-            yield f"{file} imports diffusers at its top: it is heavy and optional"
+        if package in OPTIONAL and top:
+            yield f"{file} imports {package} at its top: it is heavy and optional"
 
 
 def host_faults(source, file):

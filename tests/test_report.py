@@ -1,9 +1,11 @@
 """The run report, on runs whose rows are known."""
 
+import csv
+import io
 import itertools
 
 import pytest
-from comfyui_distillery.measure.report import Report, summary
+from comfyui_distillery.measure.report import Report, summary, to_csv
 
 
 @pytest.fixture
@@ -79,3 +81,42 @@ def test_the_summary_says_what_was_done_and_whether_it_ended(report):
     recorder.step_started(0)
     recorder.end(False)
     assert summary(report.runs) == "1 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 1.00 s (stopped early)"
+
+
+def test_the_summary_tells_peak_memory_and_skipped_evaluations_where_there_are_any(report):
+    recorder = start(report, [2.0, 1.0, 0.0])
+    predict(recorder, [1, 0])
+    recorder.step_started(0)
+    recorder.step_started(1)
+    recorder.end(True, peak_memory=3 * 2**29)
+    recorder.run["steps"][1]["skipped"] = {"cond": 1, "uncond": 1}
+    assert report.runs[0]["totals"]["peak_memory"] == 3 * 2**29
+    assert summary(report.runs) == (
+        "2 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 2 skipped, 2.00 s, peak 1.50 GiB"
+    )
+
+
+def test_without_runs_the_summary_says_what_to_connect(report):
+    assert "sample with the MODEL that comes out of Trace" in summary(report.runs)
+
+
+def test_csv_has_every_number_of_every_row_of_every_run(report):
+    for _ in range(2):
+        recorder = start(report, [2.0, 1.0, 0.0])
+        predict(recorder, [1, 0])
+        recorder.step_started(0)
+        recorder.step_started(1)
+        recorder.end(True)
+    report.runs[1]["steps"][1] |= {
+        "skipped": {"uncond": 1}, "blocks": {"done": 3, "skipped": 5}, "decision": "reuse", "reason": 'change 0.03, "low"',
+    }  # fmt: skip
+    lines = list(csv.DictReader(io.StringIO(to_csv(report.runs))))
+    assert [(line["run"], line["step"], line["sigma"]) for line in lines] == [
+        (run, step, sigma) for run in "12" for step, sigma in (("0", "2.0"), ("1", "1.0"))
+    ]
+    assert [float(line["seconds"]) for line in lines] == [1, 1, 1, 1]
+    assert [line["evaluations cond"] + line["evaluations uncond"] for line in lines] == ["11", "00", "11", "00"]
+    last = lines[-1]
+    assert (last["skipped uncond"], last["blocks done"], last["blocks skipped"]) == ("1", "3", "5")
+    assert (last["decision"], last["reason"]) == ("reuse", 'change 0.03, "low"')
+    assert not lines[0]["decision"] and lines[0]["blocks done"] == "0"
