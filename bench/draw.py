@@ -6,6 +6,7 @@ from comfyui_distillery.measure.plots import new_figure, to_image
 from PIL import Image
 
 WIDTH, PANEL, LINE = 1100, 520, 34  # pixels
+MARKERS = "os^D"  # another for every ten lines: after ten, matplotlib's colours begin again
 
 
 def different(rows, name):
@@ -14,7 +15,7 @@ def different(rows, name):
 
 @dataclass(frozen=True)
 class Lines:
-    """Column y against column x on logarithmic axes, a line for each value of ``line``, a panel for each of ``panel``.
+    """Column y, logarithmic, against column x: a line for each value of ``line``, a panel for each of ``panel``.
 
     Lines whose name begins with ``rivals`` are dashed.
     """
@@ -29,14 +30,11 @@ class Lines:
         panels = different(rows, self.panel)
         figure, axes = new_figure(WIDTH, PANEL * len(panels), rows=len(panels))
         for axis, panel in zip(axes[:, 0], panels):
-            for line in different(rows, self.line):
+            for i, line in enumerate(different(rows, self.line)):
                 drawn = [row for row in rows if (row[self.panel], row[self.line]) == (panel, line)]
-                style = "--" if line.startswith(self.rivals) else "-"
-                axis.plot([row[self.x] for row in drawn], [row[self.y] for row in drawn], style, marker=".", label=line)
-            axis.set(title=panel, xlabel=self.x, ylabel=self.y, xscale="log", yscale="log")
-            ticks = sorted(set(different(rows, self.x)))
-            axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-            axis.set_xticks([], minor=True)
+                style = {"linestyle": "--" if line.startswith(self.rivals) else "-", "marker": MARKERS[i // 10 % len(MARKERS)]}
+                axis.plot([row[self.x] for row in drawn], [row[self.y] for row in drawn], label=line, **style)
+            axis.set(title=panel, xlabel=self.x, ylabel=self.y, yscale="log")
             axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         return to_image(figure)
 

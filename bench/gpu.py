@@ -23,9 +23,9 @@ def hooked(task):
 
 
 def peak_memory(function, device):
-    """GiB that torch held at most during a call, weights included; nan where it does not count."""
+    """GiB that torch held at most during a call, weights included; None where it does not count."""
     if device.type != "cuda":
-        return float("nan")
+        return None
     torch.cuda.reset_peak_memory_stats(device)
     function()
     return torch.cuda.max_memory_allocated(device) / 2**30

@@ -24,9 +24,10 @@ def node_classes():
     import_comfyui()
     import nodes
 
-    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    if not asyncio.run(nodes.load_custom_node(str(ROOT))):
-        raise RuntimeError("ComfyUI could not load the pack: see its log above.")
+    if "Distillery_Trace" not in nodes.NODE_CLASS_MAPPINGS:  # else a test has loaded them
+        asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+        if not asyncio.run(nodes.load_custom_node(str(ROOT))):
+            raise RuntimeError("ComfyUI could not load the pack: see its log above.")
     return nodes.NODE_CLASS_MAPPINGS
 
 

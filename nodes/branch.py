@@ -3,7 +3,7 @@
 import csv
 import math
 
-from comfy_api.latest import _io
+from comfy_api.latest import _io, io
 from comfy_execution.graph import nodes as comfyui_nodes
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
@@ -37,7 +37,7 @@ def declared(prompt, node_id):
     """{input: (type, limits)} as the node's class declares them, for the choices made in this prompt."""
     node, kind = prompt.get_node(node_id), class_of(prompt, node_id)
     inputs = kind.INPUT_TYPES()
-    if issubclass(kind, _io._ComfyNodeInternal):
+    if issubclass(kind, io.ComfyNode):
         inputs = _io.get_finalized_class_inputs(inputs, node["inputs"])[0]
     found = {**inputs.get("required", {}), **inputs.get("optional", {})}
     return {name: (value[0], value[1] if len(value) > 1 else {}) for name, value in found.items()}

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import folder_paths
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
+
+TURNED = range(5, 9)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def files_in(name, base, folder):
 
 def pictures_of_folder(name, base, folder):
     paths = files_in(name, base, folder)
-    sizes = [with_picture(name, path, lambda image: image.size) for path in paths]
+    sizes = [with_picture(name, path, size_of) for path in paths]
     for path, size in zip(paths, sizes):
         if size != sizes[0]:
             raise ValueError(
@@ -77,13 +79,22 @@ def pictures_of_folder(name, base, folder):
 def with_picture(name, path, look):
     try:
         with Image.open(path) as image:
-            return look(ImageOps.exif_transpose(image))
-    except (UnidentifiedImageError, OSError) as error:
+            return look(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL says of broken files
         raise ValueError(f"{name}: {path} cannot be read as a picture ({error}). Remove or repair it.") from error
 
 
+def size_of(image):
+    """Without decoding it; so a PNG, which only tells at its end how it is turned, counts as upright here and below."""
+    turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    return image.size[::-1] if turned else image.size
+
+
 def pixels(image):
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("more than 8 bits a channel")
+    upright = image if image.format == "PNG" else ImageOps.exif_transpose(image)
+    return np.asarray(upright.convert("RGB"), dtype=np.float32) / 255
 
 
 def check_sets(reference, generated, neighbours):

@@ -90,9 +90,9 @@ def test_the_sheet_holds_every_picture_unchanged(counts):
     sheet = contact_sheet(sweep, rows_of(sweep, "relative error"))[0]
     for picture in [sweep.reference, *(point.result for point in sweep.points)]:
         rounded = (picture[0] * 255).round() / 255
-        patches = sheet.unfold(0, 24, 1).unfold(1, 32, 1)  # (y, x, 3, 24, 32)
-        distance = (patches - rounded.permute(2, 0, 1)).abs().amax((2, 3, 4))
-        assert distance.min() < 1e-6
+        corners = ((sheet - rounded[0, 0]).abs().amax(-1) < 1e-6).nonzero().tolist()
+        patches = [sheet[y : y + 24, x : x + 32] for y, x in corners]
+        assert any(patch.shape == rounded.shape and torch.allclose(patch, rounded, atol=1e-6) for patch in patches)
 
 
 def test_with_two_inputs_a_line_of_the_sheet_is_one_value_of_the_first():

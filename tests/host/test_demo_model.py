@@ -9,8 +9,10 @@ import folder_paths
 import pytest
 import tiny
 import torch
+from comfyui_distillery.measure.judge import load_judge
 
 from tools import ROOT, shapes
+from tools.train_judge import right
 
 MODELS = ROOT / "models"
 ASKED = [
@@ -107,14 +109,22 @@ def test_every_caption_is_made_of_known_words_and_fits(bundled):
         assert len(tokens) == 1 and not any(token == 2 for token, _ in tokens[0])
 
 
-def test_pictures_show_the_colours_asked_for(nodes, bundled):
-    """Places and shapes are not yet reliable: models/README.md says how far they are."""
+def test_pictures_show_the_colours_at_the_places_asked_for(nodes, bundled):
+    """Read off the pixels, without the judge: the background's share, and the object's colour where it should be."""
     for colour, background, place in ASKED:
         item = shapes.Item("circle", colour, "large", place)
         image = picture(nodes, bundled, shapes.caption(shapes.Scene((item,), background, 0), random.Random(0), full=True))
-        shown = shares(image)
+        shown, (x, y) = shares(image), shapes.POSITIONS[place]
         assert max(shown, key=shown.get) == background
-        assert shown[colour] > 0.02, f"{colour} covers {shown[colour]:.1%} of the picture"
+        at_its_place = image[int(128 * y) - 8 : int(128 * y) + 8, int(128 * x) - 8 : int(128 * x) + 8]
+        assert shares(at_its_place)[colour] > 0.9, f"{colour} in the {place} covers {shares(at_its_place)[colour]:.0%}"
+
+
+def test_the_judge_finds_what_was_asked_for(nodes, bundled):
+    judge, rng = load_judge(), random.Random(77)
+    scenes = [shapes.random_scene(rng, two_objects=0) for _ in range(12)]
+    images = torch.stack([picture(nodes, bundled, shapes.caption(scene, rng, full=True), seed) for seed, scene in enumerate(scenes)])
+    assert sum(right(scene, read) for scene, read in zip(scenes, judge.read(images), strict=True)) >= 9
 
 
 def test_missing_or_damaged_weights_are_named_with_the_remedy(nodes, monkeypatch, tmp_path):

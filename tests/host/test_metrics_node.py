@@ -113,6 +113,16 @@ def test_a_folder_gives_what_its_pictures_give_as_a_batch(measure, folders):
     assert measure(("input folder", "real/photos"), generated) == from_folders
 
 
+def test_photographs_are_read_upright(measure, folders):
+    photos = pictures(8, 0).roll(1, 2)[:, :20]  # 24 wide, 20 high
+    for index, photo in enumerate(photos):
+        picture = Image.fromarray((255 * photo.numpy()).round().astype(np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        picture.transpose(Image.Transpose.ROTATE_90).save(folders / "input" / f"{index}.webp", lossless=True, exif=exif)
+    assert measure(("input folder", ""), pictures(9, 1)[:, :20]) == measure(photos, pictures(9, 1)[:, :20])
+
+
 def test_the_judge_gives_features_and_classes(measure):
     judge, (a, b) = load_judge(), (pictures(20, 0, 32), pictures(18, 1, 32))
     found = json.loads(measure(a, b, {"features": "judge"})[1])
@@ -207,8 +217,15 @@ def test_bad_folders_are_named(measure, folders):
     Image.new("RGB", (30, 24)).save(folders / "input" / "set" / "z.png")
     with pytest.raises(ValueError, match="generated: z.png is 30 x 24 and 000.png 24 x 24. Crop or scale"):
         measure(pictures(8, 0), bad)
-    (folders / "input" / "set" / "z.png").write_bytes(b"no picture")
+    file = folders / "input" / "set" / "z.png"
+    file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="generated: .*z.png cannot be read as a picture"):
+        measure(pictures(8, 0), bad)
+    file.write_bytes((folders / "input" / "set" / "000.png").read_bytes()[:900])
+    with pytest.raises(ValueError, match="generated: .*z.png cannot be read as a picture"):
+        measure(pictures(8, 0), bad)
+    Image.new("I;16", (24, 24)).save(file)
+    with pytest.raises(ValueError, match="generated: .*z.png cannot be read as a picture .more than 8 bits"):
         measure(pictures(8, 0), bad)
 
 

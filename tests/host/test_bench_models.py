@@ -1,0 +1,72 @@
+"""What the benchmarks sample: exact problems as ComfyUI models, and full-size architectures. No seconds are judged."""
+
+import math
+
+import pytest
+import torch
+from comfyui_distillery.samplers.path import Path
+from comfyui_distillery.samplers.solvers import SOLVERS
+
+from bench import architectures, gpu, hosted, overhead, problems, solvers
+from bench.timing import relative_error
+
+
+@pytest.mark.parametrize("path", ["eps", "flow"])
+def test_core_solvers_converge_on_the_exact_end_points(nodes, path):
+    """heun at second order, until what the schedule leaves for its last step shows."""
+    task, expected = problems.as_task(problems.mixture(Path(path)), batch=16)
+    errors = [relative_error(task.sample(hosted.core("heun"), task.sigmas(steps)), expected) for steps in (20, 40)]
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 3e-3
+
+
+def test_evaluations_are_those_of_the_network(nodes):
+    task, _ = problems.as_task(problems.mixture(Path("flow")), batch=2)
+    for name, steps, evaluations in (("euler", 5, 5), ("heun", 5, 9), ("dpmpp_2m", 7, 7), ("uni_pc", 6, 6)):
+        latent, counted = task.counted(hosted.core(name), task.sigmas(steps))
+        assert counted == evaluations, name
+        assert torch.equal(latent, task.sample(hosted.core(name), task.sigmas(steps)))
+
+
+def test_the_solver_benchmark_has_every_solver_at_every_budget(nodes):
+    result = solvers.measure(budgets=(4, 6), reference=8, pictures=2)
+    ours = {name for name, solver in SOLVERS.items() if not solver.stochastic}
+    assert {row["solver"] for row in result.rows} == ours | {f"core {name}" for name in solvers.CORE}
+    assert all(row["evaluations"] <= row["budget"] and 0 < row["error"] < 10 for row in result.rows)
+    assert len(result.rows) == 3 * 2 * (len(ours) + len(solvers.CORE)) == 2 * len(result.table)
+
+
+def test_pictures_of_a_batch_have_their_own_prompts(nodes):
+    task = hosted.bundled(pictures=2)
+    both = task.sample(hosted.core("euler"), task.sigmas(4))
+    first = hosted.bundled(pictures=1)
+    alone = hosted.Task(first.model, first.positive, first.negative, first.cfg, task.noise[:1])
+    torch.testing.assert_close(both[:1], alone.sample(hosted.core("euler"), task.sigmas(4)), rtol=1e-2, atol=1e-2)
+
+
+def test_overhead_compares_equals_with_equals(nodes):
+    rows = {row["candidate"]: row for row in overhead.measure(steps=4, times=2).rows}
+    assert rows["Trace"]["difference"] == 0
+    assert rows["ghvb, order 2"]["difference"] < 1e-3 and rows["lambda_ddim"]["difference"] < 1e-3
+    assert rows["APG"]["difference"] > 1e-3
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_full_size_networks_have_the_published_number_of_parameters(nodes, name):
+    network = architectures.build(name, "meta").diffusion_model
+    count = sum(tensor.numel() for tensor in [*network.parameters(), *network.buffers()])
+    assert count / 1e9 == pytest.approx(architectures.ARCHITECTURES[name].billions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_the_gpu_benchmark_runs_on_tiny_networks(nodes, name):
+    rows = gpu.measure_one(name, "cpu", tiny=True, steps=1, times=2)
+    assert [row["candidate"] for row in rows] == ["Trace", "APG", "ghvb"]
+    assert all(math.isfinite(row["ratio"]) and row["peak GiB"] is None for row in rows)
+
+
+def test_without_a_gpu_the_benchmark_says_so(nodes):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(gpu.Unavailable, match="no CUDA GPU"):
+        gpu.measure()
