@@ -22,12 +22,19 @@ class SamplerFamily(io.ComfyNode):
             description=cls.DESCRIPTION,
             search_aliases=list(cls.ALIASES),
             inputs=[method_input(family(SOLVERS, cls.FAMILY))],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
-        )
+            outputs=[
+                io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced."),
+                io.String.Output(
+                    "info", display_name="info",
+                    tooltip="Order, evaluations per step, noise, source and use of the chosen method.",
+                ),
+            ],
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, method) -> io.NodeOutput:
-        return io.NodeOutput(host.as_sampler(*chosen(method, SOLVERS)))
+        solver, settings = chosen(method, SOLVERS)
+        return io.NodeOutput(host.as_sampler(solver, settings), solver.describe(**settings))
 
 
 class MomentumSampler(SamplerFamily):

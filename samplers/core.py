@@ -26,17 +26,23 @@ def to_d(x, sigma, denoised):
     return (x - denoised) / append_dims(sigma, x)
 
 
+def denoiser(model, extra_args):
+    """``model`` as a function of x and one sigma, (), that answers in x's dtype: for further calls within a step."""
+    return lambda x, sigma: model(x, sigma.expand(len(x)), **(extra_args or {})).to(x)
+
+
 def march(step, model, x, sigmas, extra_args, callback):
-    """The loop of every solver with one model call per step: ``x = step(i, x, denoised, sigma, sigma_next)``.
+    """The loop of every solver whose steps begin with a model call: ``x = step(i, x, denoised, sigma, sigma_next)``.
 
     A step to sigma 0 ends on denoised, as core's samplers do. The state is float32, or float64 where x is.
     """
+    denoise = denoiser(model, extra_args)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     sigmas = sigmas.to(x)
     ends_clean = bool(sigmas[-1] == 0)
     last = len(sigmas) - 2
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        denoised = model(x, sigma.expand(len(x)), **(extra_args or {})).to(x)
+        denoised = denoise(x, sigma)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         x = denoised if i == last and ends_clean else step(i, x, denoised, sigma, sigma_next)
@@ -66,8 +72,9 @@ def check_sigmas(sigmas):
             )
 
 
-def needs_path(method):
-    return "path" in signature(method).parameters
+def takes(method, name):
+    """Whether a function has a parameter of this name: what a method needs, its signature says."""
+    return name in signature(method).parameters
 
 
 def with_path(title, path, name, sigma):

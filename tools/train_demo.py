@@ -10,9 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import random
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,7 +21,7 @@ from .demo_nets import autoencoder, import_networks, text_encoder, transformer
 from .server import end_on_sigterm
 from .train_unet import train_unet
 from .train_vae import AUTOENCODERS, train_decoder, train_vae
-from .training import CACHE, MODELS, autocast, half, load, save, scenes_for, train, workers
+from .training import CACHE, MODELS, autocast, half, join_workers, load, save, scenes_for, train, workers
 
 STAGES = ["vae16", "decoder16", "vae4", "decoder4", "dit", "unet"]
 
@@ -114,8 +112,7 @@ def main():
     parser.add_argument("--warm", action="store_true", help="start from the committed weights")
     options = parser.parse_args()
     end_on_sigterm()
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo", timeout=timedelta(hours=1))
+    join_workers()
     import_networks(options.device)
 
     def asked(stage):

@@ -16,7 +16,7 @@ from comfyui_distillery.measure.judge import FILE, Judge
 
 from . import ROOT, shapes
 from .server import end_on_sigterm
-from .training import as_kernels, as_matrices, save, train, workers
+from .training import as_kernels, as_matrices, join_workers, save, train, workers
 
 LABELS = {
     "shapes": shapes.KINDS, "colours": list(shapes.COLOURS), "sizes": list(shapes.SIZES), "places": shapes.POSITIONS,
@@ -83,12 +83,15 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     end_on_sigterm()
+    join_workers()
     torch.manual_seed(0)
     judge = Judge(LABELS).to(memory_format=torch.channels_last)
     as_matrices(judge)
     folder = Path(ROOT) / ".cache" / "train" / "judge"
     seconds = train(judge, functools.partial(loss, judge, options.batch), options.steps, folder, peak=3e-3, muon=True)
     as_kernels(judge)
+    if workers()[0] > 0:
+        return
     judge.eval()
     whole, named = accuracy(judge)
     card = {"steps": options.steps, "batch": options.batch * workers()[1], "seconds": round(seconds), "right": named, "with size": whole}

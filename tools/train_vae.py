@@ -87,11 +87,17 @@ def psnr(vae, device, count=256):
     return torch.cat(values).mean().item()
 
 
+def begin_with(vae, file):
+    """Take over the tensors of a trained autoencoder; of one with other channels, those of the same shape."""
+    own = vae.state_dict()
+    vae.load_state_dict({k: v.float() for k, v in load(file)[0].items() if k in own and v.shape == own[k].shape}, strict=False)
+
+
 def train_vae(channels, device, steps, batch, warm):
     torch.manual_seed(0)
     vae = autoencoder(channels).to(device)
-    if warm:
-        vae.load_state_dict({k: v.float() for k, v in load(AUTOENCODERS[channels][0])[0].items()})
+    if warm or channels == 4:
+        begin_with(vae, AUTOENCODERS[channels if warm else 16][0])
     vae = vae.to(memory_format=torch.channels_last)
     norm = torch.nn.BatchNorm2d(channels, affine=False, momentum=0.02).to(device)
     networks = torch.nn.ModuleList([vae.taesd_encoder, vae.taesd_decoder])

@@ -4,8 +4,10 @@ Under ``torchrun`` each process takes its own batches and all take the same step
 """
 
 import json
+import os
 import random
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -47,6 +49,12 @@ def save(path, tensors, metadata):
 def load(path):
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 (no iterator)
+
+
+def join_workers():
+    """Under torchrun, meet the other workers."""
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo", timeout=timedelta(hours=1))
 
 
 def workers():

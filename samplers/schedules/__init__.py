@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
-from ..core import Knob, check_sigmas, complete, needs_path, with_path
+from ..core import Knob, check_sigmas, complete, takes, with_path
 from .uniform_lambda import uniform_lambda
 
 
@@ -20,7 +20,7 @@ class Schedule:
 
     @property
     def needs_path(self):
-        return needs_path(self.sigmas)
+        return takes(self.sigmas, "path")
 
     def __call__(self, n, sigma_min, sigma_max, *, path=None, **knobs):
         settings = complete(self.knobs, knobs)

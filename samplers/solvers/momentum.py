@@ -10,7 +10,8 @@ from math import ceil
 
 import torch
 
-from ..core import march, to_d
+from ..core import Knob, march, to_d
+from .solver import Solver
 
 
 def sample_ghvb(
@@ -101,3 +102,48 @@ def ghvb_weights(grid, i, k, beta):
 
 def combine(weights, history):
     return sum(weight * d for weight, d in zip(weights.to(history[0]), history))
+
+
+SOURCE = "Wizadwongsa et al. 2023, arXiv:2307.11118"
+
+KNOBS = (
+    Knob(
+        "order", 2.5, "How many past steps to use; the fraction sets the momentum, strongest just above a whole number. A "
+        "whole number = no momentum: 1 is Euler, 2 to 4 are ipndm. The paper's useful range is 1.5 to 3.5.",
+        min=0.1, max=5.0, step=0.1,
+    ),
+    Knob(
+        "variable_step", False, "Weigh past steps by their real, uneven lengths, which orders above 2 need on most "
+        "schedulers. Off = as published: every step counts as equally long.", advanced=True,
+    ),
+)
+
+
+def adams_order(knobs):
+    """Warm-up and uneven steps hold published weights, made for even steps, to order 2."""
+    k, _ = split_order(knobs["order"])
+    return k if knobs["variable_step"] else min(k, 2)
+
+
+def averaged_order(knobs):
+    _, beta = split_order(knobs["order"])
+    return adams_order(knobs) if beta == 1 else 1
+
+
+SOLVERS = {
+    "ghvb": Solver(
+        sample_ghvb, "momentum", "GHVB momentum", adams_order, 1, False, SOURCE,
+        "few steps at high CFG, where multistep solvers ring; keeps their order",
+        KNOBS,
+    ),
+    "heavy_ball": Solver(
+        sample_heavy_ball, "momentum", "Heavy-ball momentum", averaged_order, 1, False, SOURCE,
+        "few steps at high CFG; steadier than GHVB, but first order",
+        KNOBS,
+    ),
+    "nesterov": Solver(
+        sample_nesterov, "momentum", "Nesterov momentum", averaged_order, 1, False, SOURCE,
+        "few steps at high CFG; first order, with less lag than heavy ball",
+        KNOBS,
+    ),
+}

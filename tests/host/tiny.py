@@ -54,7 +54,7 @@ def noise_for(shape, seeds):
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def sample(model, noise, *, sampler="euler", steps=4, cfg=4.0, sigmas=None, latent=None, mask=None, callback=None):
+def sample(model, noise, *, sampler="euler", steps=4, cfg=4.0, sigmas=None, latent=None, mask=None, callback=None, seed=5):
     """One run through core's guider, from the given noise."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(prompt(1), prompt(2))
@@ -65,7 +65,7 @@ def sample(model, noise, *, sampler="euler", steps=4, cfg=4.0, sigmas=None, late
         sampler = comfy.samplers.sampler_object(sampler)
     latent = torch.zeros_like(noise) if latent is None else latent
     with torch.inference_mode():
-        return guider.sample(noise, latent, sampler, sigmas, mask, callback, disable_pbar=True, seed=5)
+        return guider.sample(noise, latent, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed)
 
 
 def run(node, **inputs):
