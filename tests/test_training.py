@@ -42,17 +42,18 @@ def test_an_interrupted_training_resumes_exactly(tmp_path):
 
 
 TWO_WORKERS = """
-import sys, torch, torch.distributed
+import sys, torch
 from pathlib import Path
-from tools.training import train, workers
-torch.distributed.init_process_group("gloo")
+from tools.training import from_all_workers, join_workers, train, workers
+join_workers()
 torch.manual_seed(0)
 network = torch.nn.Linear(4, 1)
 def loss(step):
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
     return (network(x)[:, 0] - x.sum(1)).square().mean()
 train(network, loss, 9, Path(sys.argv[1]), peak=1e-2)
-torch.save(network.state_dict(), f"{sys.argv[1]}/{workers()[0]}.pt")
+dealt = from_all_workers(torch.tensor([[workers()[0] + 0.0], [workers()[0] + 10.0]]))
+torch.save({**network.state_dict(), "dealt": dealt}, f"{sys.argv[1]}/{workers()[0]}.pt")
 """
 
 
@@ -73,6 +74,7 @@ def test_two_workers_take_the_steps_of_one_with_both_batches(tmp_path):
     for name, value in network.state_dict().items():
         assert torch.equal(ends[0][name], ends[1][name])
         torch.testing.assert_close(value, ends[0][name])
+    assert [end["dealt"].flatten().tolist() for end in ends] == 2 * [[0, 1, 10, 11]]
 
 
 def test_kernels_trained_as_matrices_are_the_same_kernels(tmp_path):

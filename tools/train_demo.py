@@ -6,14 +6,12 @@ thread in each of several processes does far more than several threads in one: s
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
 import random
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from . import shapes
@@ -21,20 +19,9 @@ from .demo_nets import autoencoder, import_networks, text_encoder, transformer
 from .server import end_on_sigterm
 from .train_unet import train_unet
 from .train_vae import AUTOENCODERS, train_decoder, train_vae
-from .training import CACHE, MODELS, autocast, half, join_workers, load, save, scenes_for, train, workers
+from .training import CACHE, MODELS, autocast, from_all_workers, half, join_workers, load, save, scenes_for, train, workers
 
 STAGES = ["vae16", "decoder16", "vae4", "decoder4", "dit", "unet"]
-
-
-@contextlib.contextmanager
-def first_worker_first():
-    """The first worker runs the block alone, so that the others find what it has left on disk."""
-    worker, count = workers()
-    if worker > 0:
-        dist.barrier()
-    yield
-    if worker == 0 and count > 1:
-        dist.barrier()
 
 
 def latent_pool(channels, device, count, batch=32):
@@ -50,13 +37,15 @@ def latent_pool(channels, device, count, batch=32):
             return scenes, tensors["latents"]
     vae = autoencoder(channels).to(device, memory_format=torch.channels_last)
     vae.load_state_dict(weights)
-    latents = []
+    worker, workers_count = workers()
+    mine = []
     with torch.no_grad(), autocast(device):
-        for i in tqdm(range(0, count, batch), desc="encode", mininterval=5):
+        for i in tqdm(range(worker * batch, count, workers_count * batch), desc="encode", mininterval=5, disable=worker > 0):
             pictures = shapes.draw(scenes[i : i + batch], device=device).contiguous(memory_format=torch.channels_last)
-            latents.append(vae.taesd_encoder(pictures).half().cpu())
-    latents = torch.cat(latents)
-    save(path, {"latents": latents}, made_by)
+            mine.append(vae.taesd_encoder(pictures).half().cpu())
+    latents = from_all_workers(torch.stack(mine)).flatten(0, 1)
+    if worker == 0:
+        save(path, {"latents": latents}, made_by)
     return scenes, latents
 
 
@@ -119,8 +108,7 @@ def main():
         return stage in options.stages or not options.stages
 
     def pool(channels):
-        with first_worker_first():
-            return latent_pool(channels, options.device, options.pool)
+        return latent_pool(channels, options.device, options.pool)
 
     for channels in AUTOENCODERS:
         if asked(f"vae{channels}"):

@@ -62,6 +62,16 @@ def workers():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def from_all_workers(mine):
+    """The rows of all workers' tensors of one shape, dealt out in turn: worker 0's first, worker 1's first, ..."""
+    count = workers()[1]
+    if count == 1:
+        return mine
+    found = [torch.empty_like(mine) for _ in range(count)]
+    dist.all_gather(found, mine)
+    return torch.stack(found, 1).flatten(0, 1)
+
+
 def average_gradients(parameters):
     """Give every worker the mean of all workers' gradients."""
     gradients = [p.grad for p in parameters if p.grad is not None]
