@@ -13,10 +13,12 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured and how, in sentences; one dict per row; what of the rows to draw; a shorter table to show, if any."""
+    """What was measured and how, in sentences; one dict per row; how to draw them; if not all rows are to be shown in the table
+    or drawn, those that are."""
 
     question: str
     method: str
     rows: list[dict]
     plot: Lines | Ratios
     table: list[dict] = field(default_factory=list)
+    drawn: list[dict] = field(default_factory=list)

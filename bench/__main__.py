@@ -57,7 +57,7 @@ def write(name, result, folder):
     """Writes the files of one benchmark and returns its Markdown. Without matplotlib there is no picture."""
     when, where, picture = datetime.date.today().isoformat(), machine(), f"{name}.png"
     try:
-        save(result.plot.draw(result.rows), folder / picture)
+        save(result.plot.draw(result.drawn or result.rows), folder / picture)
     except NoMatplotlib as missing:
         print(missing)
         picture = None

@@ -1,7 +1,7 @@
 """The judge: a small network that reads a picture of the bundled data set back into words, and gives features for metrics.
 
 It looks at the nine places where an object can be, and says for each what is there, if anything; so it reads one object
-or several alike. Trained by ``tools.train_judge``; its own accuracy is in models/README.md.
+or several alike. Trained by ``tools.train_judge``; its own accuracy is in docs/models.md.
 """
 
 import json

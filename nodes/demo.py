@@ -52,7 +52,7 @@ def bundled(file):
         state = "damaged" if path.is_file() else "missing"
         raise ValueError(
             f"The bundled file {path} is {state}. Bring it back with `git checkout models` in the pack's folder, install "
-            "the pack again, or train it anew as models/README.md says."
+            "the pack again, or train it anew as docs/models.md says."
         ) from error
 
 
@@ -74,7 +74,7 @@ class LoadDemoModel(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(tooltip="A model like any other."),
-                io.Clip.Output(tooltip="Knows the words of models/README.md, such as: a large red star at the top."),
+                io.Clip.Output(tooltip="Knows colours, shapes, sizes and places, such as: a large red star at the top."),
                 io.Vae.Output(tooltip="Factor 8, in the TAESD format."),
             ],
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 No data is downloaded: pictures are drawn as they are needed. Each stage shows its progress and can be stopped and
 resumed at any time; its checkpoints lie in .cache/train, the finished model with its figures in models/. On a CPU one
-thread in each of several processes does far more than several threads in one: see models/README.md.
+thread in each of several processes does far more than several threads in one: see docs/models.md.
 """
 
 import argparse

@@ -12,28 +12,43 @@ from bench.timing import relative_error
 
 
 @pytest.mark.parametrize("path", ["eps", "flow"])
-def test_core_solvers_converge_on_the_exact_end_points(nodes, path):
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_core_solvers_converge_on_the_exact_end_points(nodes, path, scale):
     """heun at second order, until what the schedule leaves for its last step shows."""
-    task, expected = problems.as_task(problems.mixture(Path(path)), batch=16)
+    task, expected = problems.as_task(Path(path), scale, batch=16)
     errors = [relative_error(task.sample(hosted.core("heun"), task.sigmas(steps)), expected) for steps in (20, 40)]
     assert errors[1] < errors[0] / 3
     assert errors[1] < 3e-3
 
 
 def test_evaluations_are_those_of_the_network(nodes):
-    task, _ = problems.as_task(problems.mixture(Path("flow")), batch=2)
+    task, _ = problems.as_task(Path("flow"), batch=2)
     for name, steps, evaluations in (("euler", 5, 5), ("heun", 5, 9), ("dpmpp_2m", 7, 7), ("uni_pc", 6, 6)):
         latent, counted = task.counted(hosted.core(name), task.sigmas(steps))
         assert counted == evaluations, name
         assert torch.equal(latent, task.sample(hosted.core(name), task.sigmas(steps)))
 
 
-def test_the_solver_benchmark_has_every_solver_at_every_budget(nodes):
-    result = solvers.measure(budgets=(4, 6), reference=8, pictures=2)
+def test_the_solver_benchmark_has_every_solver_at_every_budget(nodes, monkeypatch):
+    monkeypatch.setattr(solvers, "GUIDANCE", (1.0,))
+    result = solvers.measure(budgets=(6, 8), reference=8, pictures=1)
     ours = {name for name, solver in SOLVERS.items() if not solver.stochastic}
     assert {row["solver"] for row in result.rows} == ours | {f"core {name}" for name in solvers.CORE}
     assert all(row["evaluations"] <= row["budget"] and 0 < row["error"] < 10 for row in result.rows)
-    assert len(result.rows) == 3 * 2 * (len(ours) + len(solvers.CORE)) == 2 * len(result.table)
+    assert len(result.rows) == 4 * 2 * (len(ours) + len(solvers.CORE)) and len(result.table) == 4 * 2
+    for line in result.table:
+        errors = {
+            row["solver"]: row["error"]
+            for row in result.rows
+            if (row["problem"], row["budget"]) == (line["problem"], line["evaluations"])
+        }
+        assert line["its error"] == min(errors[name] for name in ours) == errors[line["best of ours"]]
+        assert line["ratio"] == line["its error"] / min(error for name, error in errors.items() if name not in ours)
+
+
+def test_the_most_steps_that_fit():
+    assert solvers.most_steps(lambda steps: 2 * steps - 1, 10) == 5
+    assert solvers.most_steps(lambda steps: 2 * steps, 1) is None
 
 
 def test_pictures_of_a_batch_have_their_own_prompts(nodes):
