@@ -11,10 +11,15 @@ import torch
 ROWS = 512  # of pairwise matrices, held at a time
 
 
-def every_metric(reference, generated, probabilities=None, *, k=5, smallest=5000):
+def nothing():
+    """What is done in between, unless a caller has something to do then, such as to stop."""
+
+
+def every_metric(reference, generated, probabilities=None, *, k=5, smallest=5000, between=nothing):
     """Each metric below in turn, as (name, value, None) or (name, None, why it is missing).
 
-    A generator, so that a user can stop it in between. ``probabilities``: of the generated pictures.
+    ``probabilities``: of the generated pictures. ``between()`` is called between pieces of work of seconds at most, for
+    some 10,000 pictures; what it raises ends the work.
     """
     few = unclassified = None
     if len(generated) < 2 * smallest:
@@ -23,13 +28,14 @@ def every_metric(reference, generated, probabilities=None, *, k=5, smallest=5000
         unclassified = "these features come without class probabilities"
     for name, missing, metric in (
         ("fid", None, lambda: fid(reference, generated)),
-        ("fid_infinity", few, lambda: fid_infinity(reference, generated, smallest=smallest)),
-        ("kid", None, lambda: kid(reference, generated)),
+        ("fid_infinity", few, lambda: fid_infinity(reference, generated, smallest=smallest, between=between)),
+        ("kid", None, lambda: kid(reference, generated, between)),
         ("inception_score", unclassified, lambda: inception_score(probabilities)),
-        ("is_infinity", unclassified or few, lambda: is_infinity(probabilities, smallest=smallest)),
+        ("is_infinity", unclassified or few, lambda: is_infinity(probabilities, smallest=smallest, between=between)),
     ):
+        between()
         yield name, None if missing else metric(), missing
-    for name, value in prdc(reference, generated, k).items():
+    for name, value in prdc(reference, generated, k, between).items():
         yield name, value, None
 
 
@@ -63,7 +69,7 @@ def frechet_distance(a, b):
     return max(0.0, float(squares - 2 * overlap))
 
 
-def fid_infinity(reference, generated, *, smallest=5000, points=15, seed=0):
+def fid_infinity(reference, generated, *, smallest=5000, points=15, seed=0, between=nothing):
     """FID as it would be with endlessly many generated pictures, Chong and Forsyth 2020, arXiv:1911.07023, algorithm 1.
 
     FID of random subsets at ``points`` sizes from ``smallest`` to all, fitted by a line in 1 / N; its value at 0. The bias
@@ -71,15 +77,15 @@ def fid_infinity(reference, generated, *, smallest=5000, points=15, seed=0):
     """
     reference, generated = pair(reference, generated)
     real = gaussian(reference)
-    return at_infinity(lambda part: frechet_distance(real, gaussian(part)), generated, smallest, points, seed)
+    return at_infinity(lambda part: frechet_distance(real, gaussian(part)), generated, smallest, points, seed, between)
 
 
-def is_infinity(probabilities, *, smallest=5000, points=15, seed=0):
+def is_infinity(probabilities, *, smallest=5000, points=15, seed=0, between=nothing):
     """Inception score as it would be with endlessly many pictures: as ``fid_infinity``, from probabilities (N, classes)."""
-    return at_infinity(inception_score, check_probabilities(probabilities), smallest, points, seed)
+    return at_infinity(inception_score, check_probabilities(probabilities), smallest, points, seed, between)
 
 
-def at_infinity(score, rows, smallest, points, seed):
+def at_infinity(score, rows, smallest, points, seed, between=nothing):
     if smallest < 2 or points < 2:
         raise ValueError(
             f"smallest is {smallest} and points {points}: a line needs 2 points or more, each of 2 pictures or more."
@@ -91,30 +97,40 @@ def at_infinity(score, rows, smallest, points, seed):
         )
     generator = torch.Generator().manual_seed(seed)
     sizes = np.linspace(smallest, len(rows), points).astype(int)
-    scores = [score(rows[torch.randperm(len(rows), generator=generator)[:size]]) for size in sizes]
+    scores = []
+    for size in sizes:
+        between()
+        scores.append(score(rows[torch.randperm(len(rows), generator=generator)[:size]]))
     return float(np.polynomial.Polynomial.fit(1 / sizes, scores, 1).convert().coef[0])
 
 
-def kid(reference, generated):
+def kid(reference, generated, between=nothing):
     """Kernel distance: unbiased squared MMD with the kernel (x.y / D + 1)^3, Binkowski et al. 2018, arXiv:1801.01401.
 
     Best 0; being unbiased it can fall below, and suits few pictures. Over all pairs at once: the same expectation as the
     usual mean over random subsets, with less noise.
     """
     reference, generated = pair(reference, generated)
-    return within(reference) + within(generated) - 2 * kernel(reference, generated) / (len(reference) * len(generated))
+    across = 2 * kernel(reference, generated, between) / (len(reference) * len(generated))
+    return within(reference, between) + within(generated, between) - across
 
 
-def kernel(a, b):
+def blocks(rows, between):
+    for part in rows.split(ROWS):
+        between()
+        yield part
+
+
+def kernel(a, b, between):
     """The sum of the kernel over all pairs."""
-    return sum(float((rows @ b.T / b.shape[1] + 1).pow(3).sum()) for rows in a.split(ROWS))
+    return sum(float((rows @ b.T / b.shape[1] + 1).pow(3).sum()) for rows in blocks(a, between))
 
 
-def within(features):
+def within(features, between):
     """The mean of the kernel over all pairs of different pictures of one set."""
     n, d = features.shape
     alone = float((features.square().sum(1) / d + 1).pow(3).sum())
-    return (kernel(features, features) - alone) / (n * (n - 1))
+    return (kernel(features, features, between) - alone) / (n * (n - 1))
 
 
 def inception_score(probabilities):
@@ -127,7 +143,7 @@ def inception_score(probabilities):
     return float(divergence.sum(1).mean().exp())
 
 
-def prdc(reference, generated, k=5):
+def prdc(reference, generated, k=5, between=nothing):
     """Precision and recall, Kynkaanniemi et al. 2019, arXiv:1904.06991; density and coverage, Naeem et al. 2020, arXiv:2002.09797.
 
     From balls around each picture that reach to its k-th nearest neighbour in its own set, borders excluded: precision is
@@ -141,10 +157,10 @@ def prdc(reference, generated, k=5):
         raise ValueError(
             f"k is {k}, and {smaller} holds {count} pictures: each needs k neighbours beside itself. Give k from 1 to {count - 1}."
         )
-    reach, reach_generated = radii(reference, k), radii(generated, k)
+    reach, reach_generated = radii(reference, k, between), radii(generated, k, between)
     precise = torch.zeros(len(generated), dtype=torch.bool, device=generated.device)
     recalled = covered = inside = 0
-    for rows, radius in zip(reference.split(ROWS), reach.split(ROWS)):
+    for rows, radius in zip(blocks(reference, between), reach.split(ROWS)):
         distance = distances(rows, generated)
         held = distance < radius[:, None]
         precise |= held.any(0)
@@ -159,9 +175,9 @@ def prdc(reference, generated, k=5):
     }
 
 
-def radii(features, k):
+def radii(features, k, between):
     """The distance of each picture to its k-th nearest neighbour, itself not counted."""
-    return torch.cat([distances(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(ROWS)])
+    return torch.cat([distances(rows, features).kthvalue(k + 1, dim=1).values for rows in blocks(features, between)])
 
 
 def distances(a, b):

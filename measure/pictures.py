@@ -14,7 +14,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RGB_TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))  # IEC 61966-2-1, D65
 
 
-def compare(reference, candidate):
+def compare(reference, candidate, measured=lambda: None):
     """Fidelity of each candidate to its reference: IMAGE batches (B, H, W, 3 or more) in [0, 1], both of one shape.
 
     Returns {metric: {"mean": float, "items": [float per picture]}}, ready for JSON. Alpha is left out, and values outside
@@ -31,7 +31,8 @@ def compare(reference, candidate):
     - contrast_shift, saturation_shift [0]: candidate minus reference, of the standard deviation of lightness L* and of
       the mean chroma sqrt(a*^2 + b*^2). Above 0: harsher, or more colourful.
 
-    Raises ValueError for other or different shapes, NaN, infinities, sides below 11, and where torchmetrics is missing.
+    ``measured()`` is called after each picture, so that a user can see it and stop it. Raises ValueError for other or
+    different shapes, NaN, infinities, sides below 11, and where torchmetrics is missing.
     """
     check_pair(reference, candidate)
     for name, images in (("reference", reference), ("candidate", candidate)):
@@ -44,6 +45,7 @@ def compare(reference, candidate):
     for pair in zip(reference, candidate):
         a, b = (image[None, ..., :3].movedim(-1, 1).double().clamp(0, 1) for image in pair)  # (1, 3, H, W)
         rows.append({name: float(value) for measure in measures for name, value in measure(a, b).items()})
+        measured()
     return table(rows)
 
 

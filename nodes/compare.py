@@ -2,6 +2,8 @@
 
 import json
 
+import comfy.model_management
+import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -55,13 +57,25 @@ class Compare(io.ComfyNode):
                 "makes images of latents."
             )
         if isinstance(reference, torch.Tensor):
-            numbers, views = compare(reference, candidate), side_by_side.of_images(reference, candidate)
+            numbers = compare(reference, candidate, progress(len(reference)))
+            views = side_by_side.of_images(reference, candidate)
         else:
             reference, candidate = samples("reference", reference), samples("candidate", candidate)
             numbers, views = compare_latents(reference, candidate), side_by_side.of_latents(reference, candidate)
         text = in_words(numbers)
         image, shown = draw_and_show(cls, text, side_by_side.draw, views, rows, gain, comparison=[numbers])
         return io.NodeOutput(image, text, json.dumps(numbers), ui=shown)
+
+
+def progress(count):
+    """A function to call after each of ``count`` things: it moves ComfyUI's progress bar, and ends there if the user says so."""
+    bar = comfy.utils.ProgressBar(count)
+
+    def done():
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update(1)
+
+    return done
 
 
 def kind(value):

@@ -4,10 +4,15 @@ Every hook is a keyed wrapper or an entry in a list, never a slot that another p
 remembers lives in the run's own copy of the model's options, which ComfyUI drops when the run ends.
 """
 
+import math
 import time
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import comfy.model_management
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -15,6 +20,7 @@ from comfy_execution.utils import get_executing_context
 from tqdm.auto import tqdm
 
 from ..samplers.path import Path
+from .host_batches import Spread
 
 RUNS = "distillery_runs"  # in transformer_options: token of a hooked method -> what it remembers in this run
 PREDICTIONS = (  # subclasses before their parents
@@ -62,33 +68,95 @@ def is_plain_cfg(guider):
 # SAMPLER and SIGMAS
 
 
-def as_sampler(solver, settings):
-    """A SAMPLER that runs ``solver`` with these knobs, and stops within a step of the user's interruption."""
+def as_sampler(solver, settings, at_start=None):
+    """A SAMPLER that runs ``solver`` with these knobs, and stops within a step of the user's interruption.
+
+    It tells both to nodes that ask: see ``solver_of``. at_start(model) gives ``solver.sample`` further arguments, of the run.
+    """
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         base = model.inner_model.inner_model
         path = path_of(base.model_sampling) if solver.needs_path else None
+        if solver.mixes_sigmas:
+            model = Spread(model, len(x))
+        with announced(len(sigmas) - 1, callback, disable) as step_started:
+            run = replace(solver, sample=partial(solver.sample, **at_start(base))) if at_start else solver
+            return run(model, x, sigmas, extra_args, step_started, disable, path=path, **settings)
 
-        def step_started(state):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update()
-            if callback is not None:
-                callback(state)
-
-        with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
-            return solver(model, x, sigmas, extra_args, step_started, disable, path=path, **settings)
-
-    return comfy.samplers.KSAMPLER(sample)
+    sampler = comfy.samplers.KSAMPLER(sample)
+    sampler.distillery_solver = solver, settings
+    return sampler
 
 
-def sigmas_for(model, schedule, steps, denoise, settings):
+def as_sampled(model, latent):
+    """A LATENT's samples on the scale that the model works on."""
+    if latent["samples"].is_nested:
+        raise ValueError("samples holds several latents (video with audio): use another method.")
+    return model.process_latent_in(latent["samples"].float())
+
+
+def function_of(sampler):
+    """A SAMPLER as a function of k-diffusion's signature. ValueError for those that are none inside."""
+    if getattr(sampler, "sampler_function", None) is None:
+        raise ValueError(f"sampler is a {type(sampler).__name__}, which cannot take over a run: choose another in its node.")
+    return partial(sampler.sampler_function, **sampler.extra_options)
+
+
+def solver_of(sampler):
+    """(solver, settings) of one of this pack's SAMPLERs, (None, None) of any other."""
+    return getattr(sampler, "distillery_solver", (None, None))
+
+
+@contextmanager
+def announced(steps, callback, disable):
+    """A callback for solvers that moves a progress bar, stops where the user interrupts, and calls ``callback``."""
+
+    def step_started(state):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update()
+        if callback is not None:
+            callback(state)
+
+    with tqdm(total=steps, disable=disable) as bar:
+        yield step_started
+
+
+def timestep_table(sampling):
+    """The model's noise levels at its timesteps, (T,), rising, float64. None where it was trained on continuous ones.
+
+    Core gives those a table too, but only to keep its own schedulers running.
+    """
+    table = getattr(sampling, "sigmas", None)
+    if table is None or isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
+        return None
+    return table.cpu().double()
+
+
+def token_count(model, latent):
+    """How many tokens the network makes of one item of a LATENT. One without a patch size takes each latent pixel as one."""
+    samples = latent["samples"]
+    if samples.is_nested:
+        raise ValueError("latent holds several latents (video with audio), which have no one size: use another schedule.")
+    ratios = (latent.get(f"downscale_ratio_{axis}") for axis in ("spacial", "temporal"))
+    size = comfy.sample.fix_empty_latent_channels(model, samples, *ratios).shape[2:]  # as the sampler will
+    patch = getattr(model.model.diffusion_model, "patch_size", 1)
+    sides = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    sides = (1,) * (len(size) - len(sides)) + sides[-len(size) :]
+    return math.prod(-(-length // side) for length, side in zip(size, sides))
+
+
+def sigmas_for(model, schedule, steps, denoise, settings, latent=None):
     """SIGMAS for a model. Below denoise 1, the last ``steps`` of a longer schedule, as core's schedulers do."""
     if denoise <= 0:
         raise ValueError(f"denoise is {denoise}: nothing would be sampled. Give a share above 0, up to 1.")
     sampling = model.get_model_object("model_sampling")
-    path = path_of(sampling) if schedule.needs_path else None
+    supplied = {
+        "path": path_of(sampling) if schedule.needs_path else None,
+        "table": timestep_table(sampling) if schedule.needs_table else None,
+        "tokens": token_count(model, latent) if schedule.needs_tokens and latent is not None else None,
+    }
     total = max(steps, int(steps / denoise))
-    sigmas = schedule(total, float(sampling.sigma_min), float(sampling.sigma_max), path=path, **settings)
+    sigmas = schedule(total, float(sampling.sigma_min), float(sampling.sigma_max), **supplied, **settings)
     return sigmas[-(steps + 1) :]
 
 

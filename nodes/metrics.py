@@ -120,8 +120,10 @@ class DistributionMetrics(io.ComfyNode):
         bar = comfy.utils.ProgressBar(sum(-(-each.count // BATCH) for each in sets))
         (real, _), (made, probabilities) = (read_all(each, read, bar) for each in sets)
         metrics, absent = {}, {}
-        for name, value, reason in every_metric(real, made, probabilities, k=neighbours, smallest=smallest):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+        stop_if_asked = comfy.model_management.throw_exception_if_processing_interrupted
+        for name, value, reason in every_metric(
+            real, made, probabilities, k=neighbours, smallest=smallest, between=stop_if_asked
+        ):
             (absent if value is None else metrics)[name] = reason if value is None else value
         result = {
             "reference": sets[0].count, "generated": sets[1].count, "resolution": list(sets[0].size),

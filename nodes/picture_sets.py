@@ -31,12 +31,17 @@ def pictures(name, source, images):
         return pictures_of_folder(name, source[f"{name}_source"], source["folder"])
     if images is None:
         raise ValueError(f"{name}: no images are connected. Connect a batch, or choose a folder as {name}_source.")
-    if images.ndim != 4 or images.shape[-1] < 3:
-        raise ValueError(f"{name}: got shape {tuple(images.shape)}, and images are (batch, height, width, 3).")
+    check_images(name, images)
+    return Pictures(name, len(images), (images.shape[2], images.shape[1]), lambda start, stop: images[start:stop, ..., :3])
+
+
+def check_images(name, images):
+    """ValueError unless this is an IMAGE batch of at least one picture, and finite."""
+    if images.ndim != 4 or images.shape[-1] < 3 or 0 in images.shape:
+        raise ValueError(f"{name}: got shape {tuple(images.shape)}, and images are (batch, height, width, 3), none of them 0.")
     bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero()
     if len(bad):
         raise ValueError(f"{name}: picture {int(bad[0])} holds NaN or infinite values. Look for what failed before it.")
-    return Pictures(name, len(images), (images.shape[2], images.shape[1]), lambda start, stop: images[start:stop, ..., :3])
 
 
 def files_in(name, base, folder):

@@ -40,9 +40,9 @@ class SamplerFamily(io.ComfyNode):
 class MomentumSampler(SamplerFamily):
     FAMILY = "momentum"
     NODE_ID = "Distillery_SamplerMomentum"
-    DISPLAY_NAME = "Momentum Sampler (GHVB, heavy ball, Nesterov)"
-    DESCRIPTION = "Multistep sampling that stays calm at few steps and high CFG. One model evaluation per step."
-    ALIASES = ("ghvb", "heavy ball", "nesterov", "plms", "sampler")
+    DISPLAY_NAME = "Momentum Sampler (GHVB, Nesterov, gradient estimation)"
+    DESCRIPTION = "Multistep sampling that damps or sharpens by its last slopes. One model evaluation per step."
+    ALIASES = ("ghvb", "heavy ball", "nesterov", "plms", "gradient estimation", "sampler")
 
 
 class ConjugateSampler(SamplerFamily):
@@ -53,4 +53,36 @@ class ConjugateSampler(SamplerFamily):
     ALIASES = ("lambda-ddim", "ddim", "conjugate integrator", "sampler")
 
 
-NODES = [MomentumSampler, ConjugateSampler]
+class InvertibleSampler(SamplerFamily):
+    FAMILY = "invertible"
+    NODE_ID = "Distillery_SamplerInvertible"
+    DISPLAY_NAME = "Invertible Sampler (BDIA, EDICT)"
+    DESCRIPTION = "Sampling whose every step can be undone exactly: connect it to Invert to edit a picture."
+    ALIASES = ("bdia", "edict", "inversion", "unsampler", "editing", "sampler")
+
+
+class ExponentialSampler(SamplerFamily):
+    FAMILY = "exponential"
+    NODE_ID = "Distillery_SamplerExponential"
+    DISPLAY_NAME = "Exponential Sampler (DPM-Solver, DEIS, UniPC, RES)"
+    DESCRIPTION = "Exponential integrators with a choice of order and form, with or without history, on every kind of model."
+    ALIASES = ("dpm-solver", "dpm++", "dpmpp", "deis", "unipc", "res", "exponential integrator", "sampler")
+
+
+class ParallelSampler(SamplerFamily):
+    FAMILY = "parallel"
+    NODE_ID = "Distillery_SamplerParallel"
+    DISPLAY_NAME = "Parallel Sampler (ParaDiGMS)"
+    DESCRIPTION = "Euler's picture in fewer rounds: works on many steps at once, as one larger batch."
+    ALIASES = ("paradigms", "picard", "parallel sampling", "latency", "sampler")
+
+
+class StochasticSampler(SamplerFamily):
+    FAMILY = "stochastic"
+    NODE_ID = "Distillery_SamplerStochastic"
+    DISPLAY_NAME = "Stochastic Sampler (SA-Solver, EDM, Restart, ...)"
+    DESCRIPTION = "Sampling that renews part of the noise on its way, which corrects errors made so far. Exact on flow models too."
+    ALIASES = ("sa-solver", "edm", "churn", "restart", "langevin", "sde", "ancestral", "ctm", "tcd", "lcm", "sampler")
+
+
+NODES = [MomentumSampler, ConjugateSampler, InvertibleSampler, ExponentialSampler, ParallelSampler, StochasticSampler]

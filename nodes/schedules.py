@@ -16,7 +16,10 @@ class Schedule(io.ComfyNode):
             display_name="Schedule",
             category="distillery/schedules",
             description="Noise levels for any eps, v, EDM or flow model.",
-            search_aliases=["scheduler", "sigmas", "uniform lambda", "log snr"],
+            search_aliases=[
+                "scheduler", "sigmas", "uniform lambda", "log snr", "karras", "edm", "cosine", "sigmoid", "trailing", "leading",
+                "linspace", "timesteps", "shift", "mu", "resolution",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled: its noise range and prediction type are used."),
                 method_input(SCHEDULES),
@@ -25,14 +28,18 @@ class Schedule(io.ComfyNode):
                     "denoise", default=1.0, min=0.01, max=1.0, step=0.01,
                     tooltip="Share of the schedule to run, from its end. 1 = all of it; less keeps more of the input latent.",
                 ),
+                io.Latent.Input(
+                    "latent", optional=True,
+                    tooltip="The latent to be sampled, for the methods that go by its size: dynamic_shift and sd3_shift.",
+                ),
             ],
             outputs=[io.Sigmas.Output(tooltip="steps + 1 falling noise levels, the last 0.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, method, steps, denoise) -> io.NodeOutput:
+    def execute(cls, model, method, steps, denoise, latent=None) -> io.NodeOutput:
         schedule, settings = chosen(method, SCHEDULES)
-        return io.NodeOutput(host.sigmas_for(model, schedule, steps, denoise, settings))
+        return io.NodeOutput(host.sigmas_for(model, schedule, steps, denoise, settings, latent))
 
 
 class ItemNoise:

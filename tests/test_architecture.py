@@ -116,8 +116,9 @@ def test_every_method_is_in_the_table_of_methods(registry):
     assert not [key for key in registry if f"| `{key}` |" not in text]
 
 
-def test_the_table_of_methods_names_tests_that_exist():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "methods.md").read_text("utf-8")))
+@pytest.mark.parametrize("page", ["methods.md", "metrics.md"])
+def test_the_tables_of_the_guides_name_tests_that_exist(page):
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text("utf-8")))
     tests = "".join(path.read_text("utf-8") for path in sources("tests"))
     assert named and not [name for name in named if f"def {name}(" not in tests]
 

@@ -242,6 +242,18 @@ def test_every_metric_says_what_is_missing_and_why():
     assert few["inception_score"] == "these features come without class probabilities"
 
 
+def test_the_work_can_be_stopped_between_metrics_and_within_the_long_ones():
+    reference, generated = normal(600, 4), normal(600, 4, 1)  # two blocks of rows each
+    alone = {name: value for name, value, _ in every_metric(reference, generated, smallest=300)}
+    calls, reached = [], {}
+    for name, value, _ in every_metric(reference, generated, smallest=300, between=lambda: calls.append(1)):
+        reached[name] = len(calls) - sum(reached.values())
+        assert value == alone[name]
+    points, blocks = 15, 3 * 2
+    assert (reached["fid"], reached["fid_infinity"], reached["kid"]) == (1, 1 + points, 1 + blocks)
+    assert reached["precision"] == blocks
+
+
 GOOD = torch.arange(12.0).view(4, 3)
 BAD = GOOD.clone()
 BAD[2, 1] = math.nan

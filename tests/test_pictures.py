@@ -45,6 +45,12 @@ def test_each_picture_is_measured_on_its_own():
         assert value["mean"] == pytest.approx(sum(value["items"]) / 3)
 
 
+def test_it_says_when_each_picture_is_measured():
+    measured = []
+    compare(pictures(3), pictures(3, seed=1), lambda: measured.append("one more"))
+    assert len(measured) == 3
+
+
 def test_psnr_and_ssim_are_torchmetrics():
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 

@@ -20,13 +20,65 @@ SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of
     "heavy_ball": AVERAGED,
     "nesterov": AVERAGED,
     "lambda_ddim": [{"lambda_c": value} for value in (-0.5, -0.3, 0.0, 0.5, 1.0)],
+    "bdia": [{"gamma": value} for value in (0.0, 0.5, 1.0)],
+    "edict": [{}, {"p": 0.8}, {"p": 1.0}],
+    "paradigms": [{"tolerance": 0.0}, {"window": 1}],
+    "time_shift": [{"window": 0.0}],
+    "gaussian_teleport": [{"skip": 0.0}],
+    "gradient_estimation": [{}, {"gamma": 1.5, "gamma_end": 1.5}, {"gamma": 2.0, "gamma_end": 1.0}],
+    "per_step": [{"prediction": p, "order": o} for p in ("data", "noise", "slope") for o in (2, 3)]
+    + [{"prediction": p, "order": 2, "corrector": True} for p in ("data", "noise", "slope")]
+    + [{"prediction": p, "order": o, "weights": "dpm_solver"} for p in ("data", "noise") for o in (2, 3)],
+    "dpm_solver": [{"order": o} for o in (1, 2, 3)],
+    "dpm_solver_pp": [
+        {"order": o, "mode": mode, "weights": weights}
+        for o in (2, 3)
+        for mode in ("multistep", "singlestep")
+        for weights in ("published", "exact")
+    ],
+    "deis": [{"variant": variant, "order": o} for variant in ("tab", "rhoab", "logrho") for o in (2, 3, 4)],
+    "unipc": [{"order": o, "variant": v, "corrector": c} for o in (1, 2) for v in ("bh1", "bh2") for c in (True, False)]
+    + [{"order": 3, "corrector": False}],
+    "exp_rk": [{"tableau": name, "c2": c2} for name, c2 in (("res_2s", 0.5), ("res_2s", 1.0), ("res_3s", 0.4))]
+    + [{"tableau": name} for name in ("etd3rk", "krogstad", "res_5s")],
+    "edm_heun": [{"s_churn": 0.0}],
+    "sa_solver": [
+        {"tau": 0.0, "predictor_order": p, "corrector_order": c}
+        for p, c in ((1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 3), (3, 2))
+    ],
+    "pc_langevin": [{"snr": 0.0}],
+    "interpolant_sde": [{"strength": 0.0}],
+    "dlg": [{"chain_steps": 0}],
+    "restart": [{"repeats": 0, "base": base} for base in ("heun", "euler")],
+    "ctm_gamma": [{"gamma": 0.0}],
 }
 EULER = {  # one row per solver: the knobs that make it Euler, None where no knobs do
     "ghvb": {"order": 1.0},
     "heavy_ball": {"order": 1.0},
     "nesterov": {"order": 1.0},
     "lambda_ddim": {},
+    "bdia": {"gamma": 0.0},
+    "edict": None,
+    "paradigms": {"window": 1},
+    "time_shift": {"window": 0.0},
+    "gaussian_teleport": {"skip": 0.0},
+    "gradient_estimation": {"gamma": 1.0, "gamma_end": 1.0},
+    "per_step": {"order": 1},
+    "dpm_solver": {"order": 1},
+    "dpm_solver_pp": {"order": 1},
+    "deis": {"order": 1},
+    "unipc": {"order": 1, "corrector": False},
+    "exp_rk": None,
+    "edm_heun": None,
+    "sa_solver": {"tau": 0.0, "predictor_order": 1, "corrector_order": 0},
+    "pc_langevin": {"corrector_steps": 0},
+    "interpolant_sde": {"strength": 0.0},
+    "dlg": None,
+    "restart": {"repeats": 0, "base": "euler"},
+    "ctm_gamma": {"gamma": 0.0},
 }
+NEEDS_STEPS = {"restart": {"repeats": 0}, "dlg": {"chain_steps": 0}}  # knobs of those that need more than one step
+ONE_CALL_A_STEP = {"paradigms": {"window": 1}, "gaussian_teleport": {"skip": 0.0}}  # of those that spare or gather calls
 RANGE = {"eps": (10.0, 0.5), "flow": (0.98, 0.2)}  # where orders are measured
 SHAPES = [(2, 3, 2), (2, 3, 4, 2), (1, 24)]  # image, video, packed
 
@@ -118,7 +170,8 @@ def test_one_step_to_zero_is_the_denoised_latent(name, key):
     model = gaussian(PATHS[name])
     sigmas = number([SIGMAS[name][0], 0.0])
     x = model.start(sigmas[0])
-    assert torch.equal(run(key, name, model, x, sigmas), model(x, sigmas[:1].expand(len(x))))
+    result = run(key, name, model, x, sigmas, **NEEDS_STEPS.get(key, {}))
+    assert torch.equal(result, model(x, sigmas[:1].expand(len(x))))
 
 
 @every_solver
@@ -148,8 +201,9 @@ def test_calls_and_callbacks(name, key):
         calls.append((sigma, mark))
         return model(x, sigma)
 
-    run(key, name, counted, x, sigmas, extra_args={"mark": "passed on"}, callback=seen.append, disable=True)
-    assert len(calls) == SOLVERS[key].count(len(sigmas) - 1)
+    knobs = ONE_CALL_A_STEP.get(key, {})
+    run(key, name, counted, x, sigmas, extra_args={"mark": "passed on"}, callback=seen.append, disable=True, **knobs)
+    assert len(calls) == SOLVERS[key].count(len(sigmas) - 1, **knobs)
     assert all(sigma.shape == (len(x),) and mark == "passed on" for sigma, mark in calls)
     assert [entry["i"] for entry in seen] == list(range(len(sigmas) - 1))
     assert all(entry.keys() == {"x", "i", "sigma", "sigma_hat", "denoised"} for entry in seen)
@@ -225,8 +279,8 @@ def test_bad_settings(key):
         for value in wrong:
             with pytest.raises(ValueError, match=rf"{knob.name} is .* it must be "):
                 solver(gaussian(EPS), x, sigmas, path=EPS, **{knob.name: value})
-    with pytest.raises(ValueError, match="unknown setting strength=1"):
-        solver(gaussian(EPS), x, sigmas, path=EPS, strength=1)
+    with pytest.raises(ValueError, match="unknown setting no_such_knob=1"):
+        solver(gaussian(EPS), x, sigmas, path=EPS, no_such_knob=1)
     if solver.needs_path:
         with pytest.raises(ValueError, match="needs path="):
             solver(gaussian(EPS), x, sigmas)

@@ -25,6 +25,7 @@ class Solver:
     good_for: str
     knobs: tuple[Knob, ...] = ()
     calls: Callable[[int, dict], int] | None = None  # of a run of n steps that ends at sigma 0, where not n * evaluations
+    mixes_sigmas: bool = False  # calls the model with several noise levels at once; then on several states of each item, too
 
     @property
     def needs_path(self):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -86,6 +87,23 @@ def test_the_run_button_makes_the_first_picture(frontend):
 def test_a_workflow_runs(frontend, name):
     frontend.load(WORKFLOWS / f"{name}.json")
     assert frontend.run_and_wait()["kind"] == "execution_success"
+
+
+def test_results_are_seen_on_the_nodes(frontend):
+    """Pictures and words of Compare and Show Report, in the page and not in its data alone."""
+    workflow = load_workflow(WORKFLOWS / "02-compare.json")
+    [noise] = [node for node in workflow["nodes"] if node["type"] == "RandomNoise"]
+    noise["widgets_values"][0] += 1  # the seed: of a run that ComfyUI remembers, it sends no words again
+    frontend.load(workflow)
+    assert frontend.run_and_wait()["kind"] == "execution_success"
+    shown = {"Distillery_Compare": r"psnr \d", "Distillery_ShowReport": r"\d model evaluations"}
+    frontend.page.wait_for_function(DRAWN, arg=list(shown))
+    for words in shown.values():
+        frontend.page.get_by_text(re.compile(words)).first.wait_for(state="visible")
+
+
+DRAWN = """types => app.graph.nodes.filter(node => types.includes(node.type))
+    .every(node => node.imgs?.length === 1 && node.imgs[0].naturalWidth > 200)"""
 
 
 def test_a_choice_of_method_shows_that_methods_knobs(frontend, nodes):

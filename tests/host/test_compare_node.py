@@ -3,6 +3,8 @@
 import json
 import sys
 
+import comfy.model_management
+import comfy.utils
 import folder_paths
 import pytest
 import tiny
@@ -80,6 +82,28 @@ def test_at_most_so_many_lines_are_drawn_and_all_items_measured(nodes):
 def test_what_cannot_be_compared_is_refused_with_both_names_and_the_remedy(nodes, reference, candidate, said):
     with pytest.raises(ValueError, match=said):
         run(nodes, reference, candidate)
+
+
+def test_it_shows_progress_and_can_be_interrupted(nodes):
+    steps = []
+
+    def step(value, total, preview, **others):
+        steps.append((value, total))
+        if len(steps) == stop_after:
+            comfy.model_management.interrupt_current_processing()
+
+    comfy.utils.set_progress_bar_global_hook(step)
+    try:
+        stop_after = None
+        run(nodes, pictures(3), pictures(3, seed=1))
+        assert steps[-1] == (3, 3)
+        steps, stop_after = [], 1
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            run(nodes, pictures(3), pictures(3, seed=1))
+        assert steps[-1][0] < 3
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        comfy.model_management.interrupt_current_processing(False)
 
 
 def test_without_matplotlib_the_numbers_are_still_there(nodes, monkeypatch):

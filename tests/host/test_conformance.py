@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from comfy_api.latest import io
@@ -10,6 +11,8 @@ from comfy_api.latest import io
 from bench import startup
 from tools import ROOT
 from tools.host import NEEDED_COMFYUI
+
+from ..unbundled import NEED_WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,13 @@ def test_every_node_is_in_a_headless_workflow(ours):
     used = set()
     for path in (ROOT / "workflows" / "api").glob("*.json"):
         used |= {node["class_type"] for node in json.loads(path.read_text(encoding="utf-8")).values()}
-    assert {name for name, node in ours.items() if not node.GET_SCHEMA().is_dev_only} <= used
+    assert {name for name, node in ours.items() if not node.GET_SCHEMA().is_dev_only} - set(NEED_WEIGHTS) <= used
+    assert not used.intersection(NEED_WEIGHTS), "a workflow that not everybody can run"
+
+
+def test_nodes_that_no_workflow_can_run_are_run_here(ours):
+    for name, (_, file) in NEED_WEIGHTS.items():
+        assert name in ours and f'nodes["{name}"]' in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 def test_loading_the_pack_imports_nothing_heavy():

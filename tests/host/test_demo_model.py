@@ -1,4 +1,4 @@
-"""The bundled model: files that core's own loaders read, a genuine CLIP, and pictures that show what was asked for."""
+"""The bundled models: files that core's own loaders read, a genuine CLIP, and pictures that show what was asked for."""
 
 import random
 
@@ -20,12 +20,20 @@ ASKED = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bundled(nodes):
+@pytest.fixture(scope="module", params=["shapes-dit", "shapes-unet"])
+def bundled(nodes, request):
+    with torch.inference_mode():
+        return tiny.run(nodes["Distillery_LoadDemoModel"], name=request.param)
+
+
+@pytest.fixture
+def core_finds_them(nodes):
     for folder in ("diffusion_models", "vae"):
         folder_paths.add_model_folder_path(folder, str(MODELS))
-    with torch.inference_mode():
-        return tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")
+
+
+def channels(model):
+    return model.get_model_object("latent_format").latent_channels
 
 
 def encode(nodes, clip, text):
@@ -37,7 +45,7 @@ def picture(nodes, bundled, text, seed=0):
     """(H, W, 3) in [0, 1], by core's KSampler and VAEDecode."""
     model, clip, vae = bundled
     with torch.inference_mode():
-        latent = {"samples": torch.zeros(1, 16, 16, 16)}
+        latent = {"samples": torch.zeros(1, channels(model), 16, 16)}
         positive, negative = encode(nodes, clip, text), encode(nodes, clip, "")
         sampler = nodes["KSampler"]()
         (sampled,) = sampler.sample(model, seed, 20, 4.0, "euler", "simple", positive, negative, latent)
@@ -51,23 +59,38 @@ def shares(image):
     return dict(zip(shapes.COLOURS, (nearest.bincount(minlength=len(palette)) / len(nearest)).tolist(), strict=True))
 
 
-def test_core_loaders_read_the_files(nodes, bundled):
+def test_core_loads_the_transformer(nodes, core_finds_them):
     with torch.inference_mode():
         (model,) = nodes["UNETLoader"]().load_unet("shapes-dit.safetensors", "default")
-        (vae,) = nodes["VAELoader"]().load_vae("shapes-vae16.safetensors")
-        assert isinstance(model.model.model_config, comfy.supported_models.FluxSchnell)
-        assert len(model.model.diffusion_model.double_blocks) + len(model.model.diffusion_model.single_blocks) >= 8
-        generator = torch.Generator().manual_seed(0)
-        latent = vae.encode(torch.rand(1, 128, 128, 3, generator=generator))
-        assert latent.shape == (1, 16, 16, 16)
+    assert isinstance(model.model.model_config, comfy.supported_models.FluxSchnell)
+    assert len(model.model.diffusion_model.double_blocks) + len(model.model.diffusion_model.single_blocks) >= 8
+
+
+@pytest.mark.parametrize("count", [16, 4])
+def test_core_loads_the_autoencoders(nodes, core_finds_them, count):
+    with torch.inference_mode():
+        (vae,) = nodes["VAELoader"]().load_vae(f"shapes-vae{count}.safetensors")
+        latent = vae.encode(torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0)))
+        assert latent.shape == (1, count, 16, 16)
         assert vae.decode(latent).shape == (1, 128, 128, 3)
 
 
-def test_the_shift_is_that_of_cores_own_node(nodes, bundled):
+def test_the_unet_is_stable_diffusion_1_with_every_weight_in_place(nodes):
     with torch.inference_mode():
+        model = tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-unet")[0].model
+    assert isinstance(model.model_config, comfy.supported_models.SD15)
+    assert float(model.model_sampling.sigma_max) == pytest.approx(14.6146, abs=1e-4)
+    loaded = model.diffusion_model.state_dict()
+    on_disk = comfy.utils.load_torch_file(str(MODELS / "shapes-unet.safetensors"))
+    assert set(loaded) == set(on_disk)
+    assert all(torch.equal(loaded[key].float(), on_disk[key].float()) for key in on_disk)
+
+
+def test_the_shift_is_that_of_cores_own_node(nodes, core_finds_them):
+    with torch.inference_mode():
+        ours = tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")[0].get_model_object("model_sampling")
         (model,) = nodes["UNETLoader"]().load_unet("shapes-dit.safetensors", "default")
         (core,) = nodes["ModelSamplingAuraFlow"]().patch_aura(model, 3.0)
-    ours = bundled[0].get_model_object("model_sampling")
     expected = core.get_model_object("model_sampling")
     assert torch.equal(ours.sigmas, expected.sigmas) and ours.multiplier == expected.multiplier
     assert float(ours.sigma_max) == 1.0
@@ -81,7 +104,7 @@ def test_latents_have_about_unit_variance_where_the_network_sees_them(bundled):
         decoded = bundled[2].decode(bundled[2].encode(pictures.movedim(1, -1)))
     assert 0.8 < latents.std() < 1.25
     psnr = -10 * (decoded - pictures.movedim(1, -1)).square().mean((1, 2, 3)).log10()
-    assert psnr.mean() > 33
+    assert psnr.mean() > {16: 33, 4: 27}[channels(bundled[0])]
 
 
 def test_the_text_encoder_is_a_genuine_clip(nodes, bundled):

@@ -9,13 +9,17 @@ from tools.prompt import load_prompt
 from tools.run_workflow import run_on
 
 FILES = sorted((ROOT / "workflows" / "api").glob("*.json"))
-WORK = {  # pictures, and steps of each sampling run; guided with a negative prompt, a step is two evaluations
+WORK = {  # pictures, and steps of each sampling run; guided, a step is two evaluations, else (steps, evaluations)
     "01-first-picture": (1, [20]),
     "02-compare": (1, [30, 8]),
+    "03-metrics": (16, [4, 20]),
     "04-sweep": (2, [40]),  # the runs of the sweep are in its own table
     "10-momentum-sampler": (4, [8]),
     "11-lambda-ddim": (1, [10]),
     "12-uniform-lambda": (1, [20]),
+    "18-schedules": (1, [16]),
+    "14-stochastic": (4, [20]),
+    "15-invert-edit": (2, [(20, 80), (20, 80)]),  # Invert and the edit, two calls a step
     "20-apg": (2, [20, 20]),
 }
 PLOTS = {"02-compare", "04-sweep"}  # their picture is a plot, and larger
@@ -25,10 +29,12 @@ PLOTS = {"02-compare", "04-sweep"}  # their picture is a plot, and larger
 def test_it_runs(server, tmp_path, file):
     result = run_on(server, load_prompt(file), tmp_path)
     pictures = [Image.open(made) for made in filter(is_saved, result["files"])]
-    count, steps = WORK[file.stem]
+    count, work = WORK[file.stem]
+    runs = [run if isinstance(run, tuple) else (run, 2 * run) for run in work]
     assert len(pictures) == count
     assert file.stem in PLOTS or {picture.size for picture in pictures} == {(128, 128)}
     assert all(max(ImageStat.Stat(picture).stddev) > 5 for picture in pictures), "one flat colour"
-    assert sorted(report["steps"] for report in result["reports"]) == sorted(steps)  # branches run in any order
-    assert result["evaluations"] == 2 * sum(steps)
-    assert all(f"{2 * run} model evaluations" in "\n".join(result["texts"]) for run in steps)
+    reported = [(report["steps"], report["evaluations"]) for report in result["reports"]]
+    assert sorted(reported) == sorted(runs)  # branches run in any order
+    assert result["evaluations"] == sum(evaluations for _, evaluations in runs)
+    assert all(f"{evaluations} model evaluations" in "\n".join(result["texts"]) for _, evaluations in runs)

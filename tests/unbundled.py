@@ -1,0 +1,8 @@
+"""Nodes that no bundled workflow can run, because they need weights that cannot come with the pack.
+
+Each is run by tests/host instead, in the real ComfyUI, on small models with random weights.
+"""
+
+NEED_WEIGHTS = {  # node id: the weights, and the test that runs the node
+    "Distillery_PromptScore": ("a CLIP with both its towers, of which core knows ViT-L (0.9 GB) and larger", "test_prompt_score.py"),
+}
