@@ -34,9 +34,7 @@ class Inversion(comfy.samplers.Sampler):
             callback(state["i"], state["denoised"], state["x"], steps)
 
         with host.announced(steps, report, disable_pbar) as step_started:
-            pair = self.solver.invert(
-                model_wrap, x, sigmas.flip(0), extra_args, step_started, path=self.path, **self.settings
-            )
+            pair = self.solver.invert(model_wrap, x, sigmas.flip(0), extra_args, step_started, path=self.path, **self.settings)
         latent = pair[0].to(x)
         if self.path.alpha(sigmas[-1]) > 0:  # else core gives the latent no share in x: there is nothing to scale back
             latent = sampling.inverse_noise_scaling(sigmas[-1], latent)
@@ -59,9 +57,7 @@ class WayBack(comfy.samplers.KSAMPLER):
     ):  # fmt: skip
         refuse_mask(denoise_mask)
         if noise.count_nonzero():
-            raise ValueError(
-                "noise: the latent of Invert is the noise already. Turn add_noise off, or connect Disable Noise."
-            )
+            raise ValueError("noise: the latent of Invert is the noise already. Turn add_noise off, or connect Disable Noise.")
         if not torch.equal(sigmas.cpu(), self.inversion.sigmas):
             raise ValueError("sigmas are not those of the inversion: connect the same SIGMAS to Invert and to the sampler.")
         here, there = host.path_of(model_wrap.inner_model.model_sampling).prediction, self.inversion.path.prediction

@@ -52,8 +52,10 @@ def test_targets_say_what_is_where():
     scene = shapes.Scene((shapes.Item("star", "red", "large", "top left"), shapes.Item("ring", "blue", "small", "right")), "white", 1)
     background, (shape, colour, size) = targets([scene])
     assert background.tolist() == [8]
-    assert shape[0].nonzero().flatten().tolist() == [0, 5]
-    assert (shape[0, 0], colour[0, 0], size[0, 0]) == (4, 0, 2) and (shape[0, 5], colour[0, 5], size[0, 5]) == (5, 5, 0)
+    left, right_ = (list(shapes.POSITIONS).index(place) for place in ("top left", "right"))
+    assert shape[0].nonzero().flatten().tolist() == [left, right_]
+    assert (shape[0, left], colour[0, left], size[0, left]) == (4, 0, 2)
+    assert (shape[0, right_], colour[0, right_], size[0, right_]) == (5, 5, 0)
     assert (colour[0] == -1).sum() == 7
 
 

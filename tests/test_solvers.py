@@ -43,7 +43,7 @@ SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of
     + [{"tableau": name} for name in ("etd3rk", "krogstad", "res_5s")],
     "edm_heun": [{"s_churn": 0.0}],
     "sa_solver": [
-        {"tau": 0.0, "predictor_order": p, "corrector_order": c}
+        {"tau": 0.0, "tau_end": 0.0, "predictor_order": p, "corrector_order": c}
         for p, c in ((1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 3), (3, 2))
     ],
     "pc_langevin": [{"snr": 0.0}],
@@ -70,7 +70,7 @@ EULER = {  # one row per solver: the knobs that make it Euler, None where no kno
     "unipc": {"order": 1, "corrector": False},
     "exp_rk": None,
     "edm_heun": None,
-    "sa_solver": {"tau": 0.0, "predictor_order": 1, "corrector_order": 0},
+    "sa_solver": {"tau": 0.0, "tau_end": 0.0, "predictor_order": 1, "corrector_order": 0},
     "pc_langevin": {"corrector_steps": 0},
     "interpolant_sde": {"strength": 0.0},
     "dlg": None,

@@ -9,7 +9,7 @@ from comfyui_distillery.samplers.noise import fixed
 from comfyui_distillery.samplers.solvers import SOLVERS
 from comfyui_distillery.samplers.solvers.interpolant_sde import turnover
 from comfyui_distillery.samplers.solvers.restart import restart_leg
-from comfyui_distillery.samplers.solvers.sa_solver import plan
+from comfyui_distillery.samplers.solvers.sa_solver import plan, taus
 
 from .problems import EPS, FLOW, PATHS, SIGMAS, assert_close, convergence, gaussian, graded, mixture, number, randn
 from .test_solvers import RANGE, solved
@@ -48,7 +48,7 @@ def test_without_noise_they_are_heun(name, key, knobs):
 
 
 SILENT = [
-    ("sa_solver", {"tau": 0.0}),
+    ("sa_solver", {"tau": 0.0, "tau_end": 0.0}),
     ("pc_langevin", {"snr": 0.0}),
     ("interpolant_sde", {"strength": 0.0}),
     ("ctm_gamma", {"gamma": 0.0}),
@@ -186,7 +186,7 @@ def test_sbdm_at_strength_1_is_ancestral(name):
 
     sbdm = run("interpolant_sde", diffusion="SBDM", sde_to=0.0)
     assert_close(sbdm, run("pc_langevin", predictor="ancestral", snr=0.0), 1e-13)
-    tau = {"tau": 1.0, "predictor_order": 1, "corrector_order": 0, "sde_from": 1000.0, "sde_to": 0.0}
+    tau = {"predictor_order": 1, "corrector_order": 0, "sde_from": 1000.0, "sde_to": 0.0}
     assert_close(sbdm, run("sa_solver", **tau), 1e-13)
 
 
@@ -195,7 +195,7 @@ def test_sbdm_at_strength_1_is_ancestral(name):
 def test_sa_solver_reaches_order_4(name, predictor, corrector):
     model, x, exact = solved(gaussian, name)
     counts = [320, 640, 1280]
-    knobs = {"tau": 0.0, "predictor_order": predictor, "corrector_order": corrector}
+    knobs = {"tau": 0.0, "tau_end": 0.0, "predictor_order": predictor, "corrector_order": corrector}
     errors = [
         (SOLVERS["sa_solver"](model, x, graded(n, *RANGE[name]), path=PATHS[name], **knobs) - exact).abs().max() for n in counts
     ]
@@ -207,7 +207,7 @@ def test_sa_solver_reaches_order_4(name, predictor, corrector):
 def test_sa_solver_weights_are_exact_for_polynomials_in_lambda(name, tau):
     path, sigmas = PATHS[name], number(SIGMAS[name][1:-1])
     lam, i = path.lam(sigmas), 2
-    steps = plan(path, sigmas, 3, 4, tau, 1000.0, 0.0)
+    steps = plan(path, sigmas, 3, 4, [tau] * 3)
     fine = torch.linspace(lam[i], lam[i + 1], 400_001, dtype=torch.float64)
     growth = (1 + tau**2) * torch.exp((1 + tau**2) * (fine - lam[i + 1])) * path.alpha(sigmas[i + 1])
     for kind, newest, count in (("predictor", i, 3), ("corrector", i + 1, 4)):
@@ -224,8 +224,15 @@ def test_sa_solver_converges_from_sigma_1_of_flow():
     counts = [40, 80, 160]
     exact = model.exact(x, number(1.0), number(0.0))
     grids = [torch.linspace(1, 0, n + 1, dtype=torch.float64) for n in counts]
-    errors = [(SOLVERS["sa_solver"](model, x, grid, path=FLOW, tau=0.0) - exact).abs().max() for grid in grids]
-    assert errors[0] < 0.05 and convergence(errors, counts) > 0.9
+    errors = [(SOLVERS["sa_solver"](model, x, grid, path=FLOW, tau=0.0, tau_end=0.0) - exact).abs().max() for grid in grids]
+    assert errors[0] < 0.01 and convergence(errors, counts) > 1.7
+
+
+def test_tau_goes_evenly_in_lambda_from_one_end_of_its_range_to_the_other():
+    sigmas = torch.exp(-torch.arange(7, dtype=torch.float64))
+    assert_close(number(taus(EPS, sigmas, 1.0, 0.2, 0.4, 0.01)), number([1.0, 0.7333333333333333, 0.4666666666666666, 0.2, 0, 0]), 1e-12)
+    assert taus(EPS, sigmas, 1.0, 0.2, 0.4, 0.2) == [1.0, 0, 0, 0, 0, 0]
+    assert taus(FLOW, number([1.0, 0.5, 0.0]), 0.7, 0.2, 1000.0, 0.0) == [0.7, 0]
 
 
 def test_restart_goes_from_the_nearest_level_up_and_down_again():

@@ -60,7 +60,7 @@ SOLVERS = {
         (
             Knob(
                 "gamma", 1.0, "How much of the step back is undone. 0 = DDIM, the same as Euler, and cannot be inverted; 1 is "
-                "second order. Keep 1 to invert: undoing multiplies errors by 1 / gamma at every step. To sample in few "
+                "second order. Keep 1 to invert, 0.9 at least: undoing multiplies errors by 1 / gamma at every step. To sample in few "
                 "steps, the paper has 0.5 at 10 steps and 1 at 40.",
                 min=0.0, max=1.0, step=0.01,
             ),

@@ -68,7 +68,8 @@ SOLVERS = {
         (
             Knob(
                 "p", 0.93, "Share that each of the two latents keeps for itself when they are mixed after a step. 1 = no mixing: "
-                "they may drift apart. Lower holds them together, but undoing enlarges errors more.",
+                "they may drift apart. Lower holds them together, but undoing multiplies errors by 1 / p^2 at every step: to invert "
+                "with more than 60 steps, go nearer to 1.",
                 min=0.5, max=1.0, step=0.01,
             ),
         ),

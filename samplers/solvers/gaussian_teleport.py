@@ -50,8 +50,8 @@ class Gaussian:
 
 def isotropic(shape, std):
     """N(0, std^2) for items of this shape, (C, ..., H, W)."""
-    elements = torch.Size(shape).numel()
-    return Gaussian(torch.zeros(1, *shape), torch.zeros(0, elements), torch.zeros(0), torch.tensor(float(std) ** 2))
+    nothing = torch.zeros(0, torch.Size(shape).numel())
+    return Gaussian(torch.zeros(1, *shape), nothing, torch.zeros(0), torch.tensor(std, dtype=torch.float64) ** 2)
 
 
 def fit(samples, components):

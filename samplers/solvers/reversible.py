@@ -14,7 +14,7 @@ from ..core import check_sigmas, complete, denoiser, to_d, with_path
 from .solver import Solver
 
 HAS_FLOAT64 = ("cpu", "cuda")  # device types
-GROWTH_LIMIT = 1e6  # leaves ten digits of float64
+GROWTH_LIMIT = 1e4  # beyond, the noise that is found is mostly the enlarged error of the steps
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Invertible(Solver):
     """
 
     undo: Callable | None = None
-    growth: Callable[[int, dict], float] | None = None  # of a rounding error while so many steps are undone
+    growth: Callable[[int, dict], float] | None = None  # of an error while so many steps are undone
     fewest_steps: int = 1  # that can be undone
 
     def check_inversion(self, sigmas, **knobs):
@@ -40,8 +40,8 @@ class Invertible(Solver):
         if not growth <= GROWTH_LIMIT:
             values = ", ".join(f"{name} {value:g}" for name, value in settings.items())
             raise ValueError(
-                f"{values} over {steps} steps: undoing them would enlarge every rounding error {growth:.0e} times, and "
-                f"{GROWTH_LIMIT:.0e} is the most. Use a value nearer to 1, or fewer steps."
+                f"{values} over {steps} steps: undoing them would enlarge their errors {growth:.0e} times, and {GROWTH_LIMIT:.0e} is "
+                "the most that leaves a usable noise. Use a value nearer to 1, or fewer steps."
             )
         return settings
 

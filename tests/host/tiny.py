@@ -29,16 +29,17 @@ MODELS = {  # name: core's class, its network, the shape of one latent
 }
 
 
-def build(name):
+def build(name, dtype=torch.float32):
     """(model, latent shape of one item). The network is filled with seeded noise: core leaves it uninitialised."""
     kind, network, shape = MODELS[name]
     config = kind(dict(network))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     with torch.inference_mode(False):
         model = config.get_model({}, "", device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
         for parameter in model.diffusion_model.parameters():
-            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1], 1) ** 0.5
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = (0.5 * noise / max(parameter.shape[-1], 1) ** 0.5).to(dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
     )

@@ -17,12 +17,15 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "10-momentum-sampler": (4, [8]),
     "11-lambda-ddim": (1, [10]),
     "12-uniform-lambda": (1, [20]),
-    "18-schedules": (1, [16]),
-    "14-stochastic": (4, [20]),
     "15-invert-edit": (2, [(20, 80), (20, 80)]),  # Invert and the edit, two calls a step
+    "18-schedules": (1, [16]),
+    "13-solvers": (1, [60, 8, 8, 8]),
+    "14-stochastic": (4, [20]),
+    "16-parallel": (1, [16, (16, 18)]),  # in parallel: rounds of two evaluations each
+    "17-per-step": (8, [8, (8, 12)]),  # the shortcut skips two steps
     "20-apg": (2, [20, 20]),
 }
-PLOTS = {"02-compare", "04-sweep"}  # their picture is a plot, and larger
+PLOTS = {"02-compare", "16-parallel", "04-sweep", "13-solvers"}  # their picture is a plot, and larger
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
