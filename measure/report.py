@@ -1,7 +1,8 @@
 """The record of sampling runs: one row per step, and totals. Plain dicts, ready for JSON.
 
 An evaluation is the network applied to one condition (positive, negative, ...) at one noise level, for the whole batch;
-a call may hold several evaluations, because ComfyUI runs conditions of the same shape in one batch.
+a call may hold several evaluations, because ComfyUI runs conditions of the same shape in one batch. A parallel solver's
+evaluation is of several noise levels at once, its round; steps that a round settles beside the first have no evaluation.
 
 A run is {"steps": rows, "totals": totals, "complete": whether it ran to its end}. Each row has
 

@@ -221,6 +221,18 @@ def test_no_sigma_near_1_is_unstable(key, knobs):
         assert (result - exact).abs().max() < 0.3
 
 
+@pytest.mark.parametrize("key, knobs", [*LAMBDA_METHODS, ("deis", {})], ids=str)
+def test_float32_is_enough_near_sigma_1(key, knobs):
+    model, sigmas = mixture(FLOW), [0.99999, 0.9, 0.75, 0.5, 0.25, 0.0]
+    x = model.start(number(sigmas[0])).float()
+    single = SOLVERS[key](
+        lambda x, sigma: model(x.double(), sigma.double()).float(), x, torch.tensor(sigmas), path=FLOW, **knobs
+    )
+    assert single.dtype == torch.float32
+    double = run(key, FLOW, model, x.double(), torch.tensor(sigmas), **knobs)
+    assert_close(single.double(), double, 1e-3)
+
+
 # Others' code
 
 

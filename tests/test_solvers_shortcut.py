@@ -120,7 +120,7 @@ def test_fit_keeps_the_total_variance_however_many_components():
     total = samples.var(dim=0).sum()
     for components in (0, 1, 4, 8, 100):
         fitted = fit(samples, components)
-        assert len(fitted.variances) == min(components, 8)
+        assert len(fitted.variances) == min(components, 8) and len(fitted.basis) == len(fitted.variances)
         assert fitted.variances.sum() + fitted.rest * (12 - len(fitted.variances)) == pytest.approx(float(total))
     assert fit(samples[:1].repeat(3, 1, 1, 1), 2).rest == 0
 

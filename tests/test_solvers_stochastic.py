@@ -115,6 +115,15 @@ def test_ctm_gamma_1_is_exact_for_a_consistency_function(name):
     assert response.abs().max() < true_std.max()
 
 
+@every_path
+def test_ctm_gamma_of_an_ordinary_denoiser_narrows_the_data_at_any_number_of_steps(name):
+    model = gaussian(PATHS[name], (1, 2, 2))
+    for steps in (40, 160):
+        sigmas = spread(name, steps)
+        _, std, _, _ = moments("ctm_gamma", name, sigmas, model, gamma=0.7)
+        assert (std / model._marginal(std, sigmas[-1])[2]).max() < 0.95
+
+
 POINT = [
     *[("ctm_gamma", {"gamma": gamma}) for gamma in (0.1, 0.5, 1.0)],
     *[("interpolant_sde", {"diffusion": w} | EVERYWHERE) for w in ("sigma", "constant", "SBDM")],

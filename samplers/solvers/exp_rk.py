@@ -25,13 +25,12 @@ def runge_kutta(tableau, model, x, sigmas, extra_args, callback, path, flow_time
 
     def step(i, x, denoised, sigma, sigma_next):
         by_noise, rows = steps[i]
-        predictions = []
-        stage = x
+        start, stage, predictions = denoised if by_noise else x, x, []
         for stage_sigma, carry, weights in rows:
             if predictions:
                 denoised = denoise(stage, sigma)
             predictions.append(to_d(stage, sigma, path.alpha(sigma) * denoised) if by_noise else denoised)
-            stage = carry * x + total(weights, predictions)
+            stage = carry * start + total(weights, predictions)
             sigma = x.new_full((), stage_sigma)
         return stage
 
@@ -41,7 +40,9 @@ def runge_kutta(tableau, model, x, sigmas, extra_args, callback, path, flow_time
 def stages(tableau, path, sigmas, flow_time, noise_form):
     """Per step, whether it goes by noise, and for each row of the tableau (sigma it leads to, carry, weights).
 
-    A step from sigma 1 of a flow, where there is no signal to scale, goes by the data form. sigmas: CPU, float64.
+    carry is of x in the data form. In the noise form it is of denoised: x = alpha denoised + sigma eps is put in, so that
+    no large numbers cancel near sigma 1 of a flow. At 1, where there is no signal to scale, the step goes by the data form.
+    sigmas: CPU, float64.
     """
     steps = []
     for sigma, sigma_next in pairwise(sigmas[:-1] if sigmas[-1] == 0 else sigmas):
@@ -51,10 +52,12 @@ def stages(tableau, path, sigmas, flow_time, noise_form):
         rows = []
         for row, c in enumerate((*tableau.nodes[1:], 1.0)):
             s = sigma_next if c == 1 else time.sigma(lam + c * h)
-            carry = time.alpha(s) / time.alpha(sigma) if by_noise else s / sigma
+            carry = time.alpha(s) if by_noise else s / sigma
             gain = float(-s if by_noise else time.alpha(s)) * h
-            weights = tableau.weights(row, h if by_noise else -h)
-            rows.append((float(s), float(carry), [gain * weight for weight in weights]))
+            weights = [gain * weight for weight in tableau.weights(row, h if by_noise else -h)]
+            if by_noise:
+                weights[0] += float(carry * sigma / time.alpha(sigma))
+            rows.append((float(s), float(carry), weights))
         steps.append((by_noise, rows))
     return steps
 

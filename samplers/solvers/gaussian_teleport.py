@@ -62,13 +62,12 @@ def fit(samples, components):
     samples = samples.double().cpu()
     mean = samples.mean(0, keepdim=True)
     gaps = (samples - mean).flatten(1) / (len(samples) - 1) ** 0.5
-    squares, vectors = torch.linalg.eigh(gaps @ gaps.T)  # N x N: samples are far fewer than elements
-    used = min(components, len(samples) - 1)
-    variances, vectors = squares.flip(0)[:used], vectors.flip(1)[:, :used]
-    kept = variances > 1e-9 * squares.sum()  # repeated samples span less
-    variances, vectors = variances[kept], vectors[:, kept]
-    basis = (gaps.T @ vectors / variances.sqrt()).T
-    rest = (squares.sum() - variances.sum()).clamp(min=0) / (gaps.shape[1] - len(variances))
+    _, scales, basis = torch.linalg.svd(gaps, full_matrices=False)
+    total, used = scales.square().sum(), min(components, len(samples) - 1)
+    variances, basis = scales[:used] ** 2, basis[:used]
+    kept = variances > 1e-9 * total  # repeated samples span less
+    variances, basis = variances[kept], basis[kept]
+    rest = (total - variances.sum()).clamp(min=0) / max(gaps.shape[1] - len(variances), 1)
     return Gaussian(mean, basis, variances, rest)
 
 

@@ -70,24 +70,34 @@ def sample_per_step(
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     sigmas = sigmas.to(x)
     ends_clean = bool(sigmas[-1] == 0)
-    history, base = [], None  # predictions newest first; where Euler's step to x ended
+    history, base = [], None  # predictions newest first; where Euler's part of the step before ended
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         d = to_d(x, sigma, denoised)
-        history.insert(0, predictions(kinds, path, x, sigma, denoised, d))
+        history.insert(0, predictions(kinds, path, denoised, d))
+        euler = x + (sigma_next - sigma) * d
         if i and correcting[i - 1] is not None:
-            x = base + combine(correcting[i - 1], history, rules[i - 1].prediction)
+            corrected = base + combine(correcting[i - 1], history, rules[i - 1].prediction)
+            euler = euler + carry(path, sigma, sigma_next, rules[i].prediction) * (corrected - x)
+            x = corrected
         del history[longest:]
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         if i == steps - 1 and ends_clean:
             return denoised
-        base = x + (sigma_next - sigma) * d
+        base = euler
         x = base + combine(predicting[i], history, rules[i].prediction)
     return x
 
 
-def predictions(kinds, path, x, sigma, denoised, d):
+def carry(path, sigma, sigma_next, kind):
+    """How much of a change of x reaches the step's end while the prediction, made before the change, stays."""
+    if kind == "slope":
+        return 1.0
+    return sigma_next / sigma if kind == "data" else path.alpha(sigma_next) / path.alpha(sigma)
+
+
+def predictions(kinds, path, denoised, d):
     """What the rules of this run extrapolate, of one model call."""
     values = {"data": denoised, "slope": d, "noise": d + denoised if path.is_flow else d}
     return {kind: values[kind] for kind in kinds}

@@ -18,7 +18,7 @@ BASES = {"heun": (heun_step, 2), "euler": (euler_step, 1)}
 
 def sample_restart(
     model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, base="heun",
-    restart_min=0.1, restart_max=0.6, repeats=2, restart_steps=4, s_noise=1.0,
+    restart_min=0.1, restart_max=0.8, repeats=1, restart_steps=5, s_noise=1.0,
 ):  # fmt: skip
     """Order of the base solver when repeats is 0. Restarts count to the step they follow: one callback."""
     denoise = denoiser(model, extra_args)
@@ -69,11 +69,11 @@ SOLVERS = {
                 min=0.0, max=1000.0, step=0.01,
             ),
             Knob(
-                "restart_max", 0.6, "Noise level to go back up to, at most the first of sigmas. On Stable Diffusion 2 is usual; "
+                "restart_max", 0.8, "Noise level to go back up to, at most the first of sigmas. On Stable Diffusion 2 is usual; "
                 "flow models end at 1.", min=0.0, max=1000.0, step=0.01,
             ),
-            Knob("repeats", 2, "How often to go back. 0 = never, the base solver alone.", min=0, max=100, step=1),
-            Knob("restart_steps", 4, "Steps on each way down again, on EDM's schedule.", min=1, max=100, step=1),
+            Knob("repeats", 1, "How often to go back. 0 = never, the base solver alone.", min=0, max=100, step=1),
+            Knob("restart_steps", 5, "Steps on each way down again, on EDM's schedule.", min=1, max=100, step=1),
             Knob("base", "heun", "heun = two model calls a step, second order; euler = one.", options=("heun", "euler")),
             Knob(
                 "s_noise", 1.0, "Factor on the added noise. 1 = exact; the paper has 1.003 on ImageNet.",

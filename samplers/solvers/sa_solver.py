@@ -29,7 +29,7 @@ def sample_sa_solver(
     denoise = denoiser(model, extra_args)
     levels = sigmas.cpu().double()
     steps = plan(path, levels, predictor_order, corrector_order, taus(path, levels, tau, tau_end, sde_from, sde_to))
-    history, start, noise = [], x, 0  # denoised, newest first; where the last step started, and its noise
+    history, start, noise = [], None, 0  # denoised, newest first; where the last step started, and its noise
 
     def step(i, x, denoised, sigma, sigma_next):
         nonlocal start, noise

@@ -39,7 +39,7 @@ def build(name, dtype=torch.float32):
         generator = torch.Generator().manual_seed(0)
         for parameter in model.diffusion_model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data = (0.5 * noise / max(parameter.shape[-1], 1) ** 0.5).to(dtype)
+            parameter.data = (0.5 * noise / max(parameter.shape[-1], 1) ** 0.5).to(parameter.dtype)
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
     )
