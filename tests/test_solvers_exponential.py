@@ -19,8 +19,8 @@ FALLING = {"eps": [14.6, 9.0, 5.0, 2.5, 1.2, 0.5, 0.2], "flow": [0.97, 0.9, 0.8,
 LAMBDA_METHODS = [  # those whose result depends on lam = log(alpha / sigma) alone
     ("dpm_solver", {"order": 2}), ("dpm_solver", {"order": 3}), ("dpm_solver_pp", {"order": 2}),
     ("dpm_solver_pp", {"order": 3, "weights": "exact"}), ("dpm_solver_pp", {"order": 3, "mode": "singlestep"}),
-    ("unipc", {}), ("unipc", {"variant": "bh1", "order": 2}), ("exp_rk", {}), ("exp_rk", {"tableau": "res_5s"}),
-    ("deis", {"variant": "rhoab"}), ("deis", {"variant": "logrho"}),
+    ("unipc", {"order": 3}), ("unipc", {"variant": "bh1"}), ("exp_rk", {}), ("exp_rk", {"tableau": "res_5s"}),
+    ("deis", {"variant": "rhoab", "order": 3}), ("deis", {"variant": "logrho", "order": 3}),
 ]  # fmt: skip
 
 
@@ -197,7 +197,7 @@ FROM_ONE = [
     ("dpm_solver", {"order": 2}), ("dpm_solver", {"order": 3}), ("dpm_solver_pp", {}), ("dpm_solver_pp", {"order": 3}),
     ("dpm_solver_pp", {"order": 2, "mode": "singlestep"}), ("unipc", {}), ("unipc", {"variant": "bh1", "order": 4}),
     ("unipc", {"corrector": False}), ("unipc", {"flow_time": "log_sigma"}), ("exp_rk", {}), ("exp_rk", {"tableau": "res_5s"}),
-    ("deis", {"variant": "tab"}), ("deis", {"variant": "rhoab"}), ("deis", {"variant": "logrho"}),
+    ("deis", {}), ("deis", {"order": 4}), ("deis", {"variant": "rhoab"}), ("deis", {"variant": "logrho", "order": 3}),
 ]  # fmt: skip
 
 

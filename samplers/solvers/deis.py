@@ -17,7 +17,7 @@ from .solver import Solver
 PANELS = 64  # of 4 Gauss points, per step
 
 
-def sample_deis(model, x, sigmas, extra_args=None, callback=None, disable=None, *, variant="tab", order=3, path):
+def sample_deis(model, x, sigmas, extra_args=None, callback=None, disable=None, *, variant="tab", order=2, path):
     """Order ``order``; the first step is Euler's.
 
     On flow, rho is infinite at sigma 1: that step is DDIM, and rhoab and logrho make no further use of what it predicted.
@@ -89,15 +89,15 @@ SOLVERS = {
     "deis": Solver(
         sample_deis, "exponential", "DEIS", lambda knobs: knobs["order"], 1, False,
         "Zhang and Chen 2022, arXiv:2204.13902",
-        "5 to 12 steps at low CFG",
+        "5 to 12 steps; tab of order 2 with guidance, logrho of order 3 at low CFG",
         (
             Knob(
                 "variant", "tab", "What the predicted noise is a polynomial in. tab: model time, the paper's best. rhoab: "
                 "sigma / alpha. logrho: its logarithm, as in diffusers.", options=tuple(VARIANTS),
             ),
             Knob(
-                "order", 3, "How many past predictions to use. 1 = DDIM, the same as Euler. 2 is steadier at high CFG, 4 wants "
-                "smooth schedules.", min=1, max=4, step=1,
+                "order", 2, "How many predictions to use. 1 = DDIM, the same as Euler. 2 is the steady choice at high CFG; 3 and 4 "
+                "are for low CFG and smooth schedules.", min=1, max=4, step=1,
             ),
         ),
     ),

@@ -13,7 +13,7 @@ from .solver import Solver
 
 
 def sample_unipc(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, order=3, variant="bh2", corrector=True,
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, order=2, variant="bh2", corrector=True,
     lower_order_final=True, flow_time="lambda", path,
 ):  # fmt: skip
     """Order ``order``, one more with the corrector. The first step is Euler's, corrected or not."""
@@ -62,8 +62,8 @@ SOLVERS = {
         "5 to 12 steps; the corrector gains an order without a further model call",
         (
             Knob(
-                "order", 3, "How many predictions a step uses. 1 with the corrector off = Euler. 2 is steadier at high CFG, "
-                "3 more exact; 4 wants smooth schedules.", min=1, max=4, step=1,
+                "order", 2, "How many predictions a step uses. 1 with the corrector off = Euler. 2 is the steady choice at high "
+                "CFG; 3 and 4 are for low CFG and smooth schedules.", min=1, max=4, step=1,
             ),
             Knob(
                 "variant", "bh2", "The published choice of B(h). Only order 2 and the second step differ: bh2 suits guided "

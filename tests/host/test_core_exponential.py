@@ -97,7 +97,8 @@ def test_unipc_is_core_uni_pc_in_log_sigma_time_but_for_the_end(name, variant):
     model, x = started(name)
     x, sigmas, seen = x.float(), SIGMAS[name].float(), []  # core makes its coefficients in float32
     end = comfy.extra_samplers.uni_pc.sample_unipc(in_float32(model), x, sigmas, {}, seen.append, disable=True, variant=variant)
-    got = ours("unipc", PATHS[name], in_float32(model), x, SIGMAS[name].float(), variant=variant, flow_time="log_sigma")
+    knobs = {"order": 3, "variant": variant, "flow_time": "log_sigma"}
+    got = ours("unipc", PATHS[name], in_float32(model), x, SIGMAS[name].float(), **knobs)
     close(got, seen[-1]["denoised"], 1e-4)
     assert float(sigmas[-1]) == pytest.approx(0.001) and (got - end).abs().max() > 1e-4
 
