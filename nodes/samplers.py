@@ -37,6 +37,14 @@ class SamplerFamily(io.ComfyNode):
         return io.NodeOutput(host.as_sampler(solver, settings), solver.describe(**settings))
 
 
+class AutoSampler(SamplerFamily):
+    FAMILY = "auto"
+    NODE_ID = "Distillery_SamplerAuto"
+    DISPLAY_NAME = "Auto Sampler"
+    DESCRIPTION = "The sampler to try first: what measured best for the number of steps and the kind of model."
+    ALIASES = ("default", "best", "recommended", "sampler")
+
+
 class MomentumSampler(SamplerFamily):
     FAMILY = "momentum"
     NODE_ID = "Distillery_SamplerMomentum"
@@ -85,4 +93,4 @@ class StochasticSampler(SamplerFamily):
     ALIASES = ("sa-solver", "edm", "churn", "restart", "langevin", "sde", "ancestral", "ctm", "tcd", "lcm", "sampler")
 
 
-NODES = [MomentumSampler, ConjugateSampler, InvertibleSampler, ExponentialSampler, ParallelSampler, StochasticSampler]
+NODES = [AutoSampler, MomentumSampler, ConjugateSampler, InvertibleSampler, ExponentialSampler, ParallelSampler, StochasticSampler]

@@ -1,6 +1,7 @@
 """Every solver, by name. Each file declares its own."""
 
 from . import (
+    auto,
     bdia,
     ctm_gamma,
     deis,
@@ -26,7 +27,9 @@ from .solver import Solver
 
 __all__ = ["SOLVERS", "Solver"]
 
-SOLVERS = momentum.SOLVERS | lambda_ddim.SOLVERS | bdia.SOLVERS | edict.SOLVERS | dpm_solver.SOLVERS | deis.SOLVERS | unipc.SOLVERS | exp_rk.SOLVERS
-SOLVERS |= paradigms.SOLVERS | time_shift.SOLVERS | gaussian_teleport.SOLVERS | gradient_estimation.SOLVERS | per_step.SOLVERS
-SOLVERS |= edm_heun.SOLVERS | sa_solver.SOLVERS | pc_langevin.SOLVERS | interpolant_sde.SOLVERS | dlg.SOLVERS | restart.SOLVERS
-SOLVERS |= ctm_gamma.SOLVERS
+FILES = (
+    auto, momentum, gradient_estimation, lambda_ddim, dpm_solver, deis, unipc, exp_rk, per_step,
+    edm_heun, sa_solver, pc_langevin, interpolant_sde, dlg, restart, ctm_gamma,
+    paradigms, time_shift, gaussian_teleport, bdia, edict,
+)  # fmt: skip
+SOLVERS = {key: solver for file in FILES for key, solver in file.SOLVERS.items()}

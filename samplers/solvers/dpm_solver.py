@@ -12,7 +12,7 @@ from .tableaus import euler, midpoint_2s, res_2s, res_3s
 def sample_dpm_solver(model, x, sigmas, extra_args=None, callback=None, disable=None, *, order=3, path):
     """Singlestep DPM-Solver-1, -2, -3, the paper's algorithms 1 and 2, with its r1 = 1/2, and r1 = 1/3, r2 = 2/3.
 
-    A step from sigma 1 of a flow, where there is no signal to scale, is the same method on data.
+    A step from sigma 1 of a flow, or from above ``path.sigma_first``, with no signal to scale, is the same method on data.
     """
     tableau = {1: euler, 2: lambda: midpoint_2s(1 / 2), 3: lambda: res_3s(1 / 3)}[order]()
     return runge_kutta(tableau, model, x, sigmas, extra_args, callback, path, noise_form=True)

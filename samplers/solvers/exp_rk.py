@@ -3,7 +3,6 @@ arXiv:2308.02157, with the tableaus of Hochbruck and Ostermann 2005, doi:10.1137
 """
 
 from itertools import pairwise
-from math import inf
 
 from ..core import Knob, denoiser, march, to_d
 from .phi import FLOW_TIME, time_path, total
@@ -41,12 +40,13 @@ def stages(tableau, path, sigmas, flow_time, noise_form):
     """Per step, whether it goes by noise, and for each row of the tableau (sigma it leads to, carry, weights).
 
     carry is of x in the data form. In the noise form it is of denoised: x = alpha denoised + sigma eps is put in, so that
-    no large numbers cancel near sigma 1 of a flow. At 1, where there is no signal to scale, the step goes by the data form.
+    no large numbers cancel near sigma 1 of a flow. Above sigma_first, where there is next to no signal to scale, the step
+    goes by the data form.
     sigmas: CPU, float64.
     """
     steps = []
     for sigma, sigma_next in pairwise(sigmas[:-1] if sigmas[-1] == 0 else sigmas):
-        by_noise = noise_form and path.lam(sigma) > -inf
+        by_noise = noise_form and not (path.is_flow and sigma > path.sigma_first)
         time = time_path(path, sigma, flow_time)
         lam, h = time.lam(sigma), float(time.lam(sigma_next) - time.lam(sigma))
         rows = []

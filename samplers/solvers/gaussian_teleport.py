@@ -72,7 +72,7 @@ def fit(samples, components):
 
 
 def sample_gaussian_teleport(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, skip=0.2, std=1.0, components=64, samples=None,
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, skip=0.1, std=1.0, components=64, samples=None,
     then=None,
 ):
     """samples (N, C, ..., H, W), on the model's own scale, say what its latents are like; without, N(0, std^2).
@@ -132,7 +132,7 @@ SOLVERS = {
         "saving the first steps, in which a model only finds the mean and broad layout; check the picture against skip 0",
         (
             Knob(
-                "skip", 0.2, "Share of the steps, from the start, that the formula replaces. 0 = none, the same as Euler.",
+                "skip", 0.1, "Share of the steps, from the start, that the formula replaces, rounded down. 0 = none, the same as Euler.",
                 min=0.0, max=0.95, step=0.01,
             ),
             Knob(

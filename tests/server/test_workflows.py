@@ -19,9 +19,10 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "12-uniform-lambda": (1, [20]),
     "15-invert-edit": (2, [(20, 80), (20, 80)]),  # Invert and the edit, two calls a step
     "18-schedules": (1, [16]),
+    "19-auto": (4, [8]),
     "13-solvers": (1, [60, 8, 8, 8]),
     "14-stochastic": (4, [20]),
-    "16-parallel": (1, [16, (16, 18)]),  # in parallel: rounds of two evaluations each
+    "16-parallel": (1, [16, (16, 22)]),  # in parallel: eleven rounds
     "17-per-step": (8, [8, (8, 12)]),  # the shortcut skips two steps
     "20-apg": (2, [20, 20]),
 }
