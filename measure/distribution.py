@@ -8,7 +8,7 @@ set is too small.
 import numpy as np
 import torch
 
-ROWS = 512  # of pairwise matrices, held at a time
+ROWS = 64  # of pairwise matrices, held at a time
 
 
 def nothing():

@@ -27,6 +27,12 @@ def gaussian(x, seeds):
     return lambda sigma, sigma_next: _draw(x.shape, generators).to(x)
 
 
+def from_seed(x, extra_args):
+    """What solvers draw from unless told otherwise: ``gaussian``, item i from ComfyUI's seed + i, or i without a seed."""
+    seed = (extra_args or {}).get("seed") or 0
+    return gaussian(x, item_seeds(seed, len(x)))
+
+
 def fixed(noises):
     """A noise source that hands out the given tensors in turn: for tests, and for repeating a recorded run."""
     remaining = iter(noises)

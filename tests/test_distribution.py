@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 from comfyui_distillery.measure.distribution import (
+    ROWS,
     at_infinity,
     every_metric,
     fid,
@@ -243,13 +244,13 @@ def test_every_metric_says_what_is_missing_and_why():
 
 
 def test_the_work_can_be_stopped_between_metrics_and_within_the_long_ones():
-    reference, generated = normal(600, 4), normal(600, 4, 1)  # two blocks of rows each
+    reference, generated = normal(600, 4), normal(600, 4, 1)
     alone = {name: value for name, value, _ in every_metric(reference, generated, smallest=300)}
     calls, reached = [], {}
     for name, value, _ in every_metric(reference, generated, smallest=300, between=lambda: calls.append(1)):
         reached[name] = len(calls) - sum(reached.values())
         assert value == alone[name]
-    points, blocks = 15, 3 * 2
+    points, blocks = 15, 3 * math.ceil(600 / ROWS)
     assert (reached["fid"], reached["fid_infinity"], reached["kid"]) == (1, 1 + points, 1 + blocks)
     assert reached["precision"] == blocks
 

@@ -10,6 +10,7 @@ from comfyui_distillery.samplers.core import check_sigmas, to_d
 from comfyui_distillery.samplers.noise import gaussian as noise_of
 from comfyui_distillery.samplers.noise import item_seeds
 from comfyui_distillery.samplers.solvers import SOLVERS
+from comfyui_distillery.samplers.solvers.per_step import Rule
 
 from .problems import EPS, FLOW, PATHS, SIGMAS, assert_close, convergence, gaussian, graded, mixture, number, randn
 
@@ -26,7 +27,7 @@ SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of
     "paradigms": [{"tolerance": 0.0}, {"window": 1}],
     "time_shift": [{"window": 0.0}],
     "gaussian_teleport": [{"skip": 0.0}],
-    "gradient_estimation": [{}, {"gamma": 1.5, "gamma_end": 1.5}, {"gamma": 2.0, "gamma_end": 1.0}],
+    "gradient_estimation": [{}, {"gamma": 1.5}, {"gamma": 2.0, "gamma_end": 1.0}],
     "per_step": [{"prediction": p, "order": o} for p in ("data", "noise", "slope") for o in (2, 3)]
     + [{"prediction": p, "order": 2, "corrector": True} for p in ("data", "noise", "slope")]
     + [{"prediction": p, "order": o, "weights": "dpm_solver"} for p in ("data", "noise") for o in (2, 3)],
@@ -44,7 +45,7 @@ SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of
     + [{"tableau": name} for name in ("etd3rk", "krogstad", "res_5s")],
     "edm_heun": [{"s_churn": 0.0}],
     "sa_solver": [
-        {"tau": 0.0, "tau_end": 0.0, "predictor_order": p, "corrector_order": c}
+        {"tau": 0.0, "predictor_order": p, "corrector_order": c}
         for p, c in ((1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 3), (3, 2))
     ],
     "pc_langevin": [{"snr": 0.0}],
@@ -64,7 +65,7 @@ EULER = {  # one row per solver: the knobs that make it Euler, None where no kno
     "paradigms": {"window": 1},
     "time_shift": {"window": 0.0},
     "gaussian_teleport": {"skip": 0.0},
-    "gradient_estimation": {"gamma": 1.0, "gamma_end": 1.0},
+    "gradient_estimation": {"gamma": 1.0},
     "per_step": {"order": 1},
     "dpm_solver": {"order": 1},
     "dpm_solver_pp": {"order": 1},
@@ -72,15 +73,20 @@ EULER = {  # one row per solver: the knobs that make it Euler, None where no kno
     "unipc": {"order": 1, "corrector": False},
     "exp_rk": None,
     "edm_heun": None,
-    "sa_solver": {"tau": 0.0, "tau_end": 0.0, "predictor_order": 1, "corrector_order": 0},
+    "sa_solver": {"tau": 0.0, "predictor_order": 1, "corrector_order": 0},
     "pc_langevin": {"corrector_steps": 0},
     "interpolant_sde": {"strength": 0.0},
     "dlg": None,
     "restart": {"repeats": 0, "base": "euler"},
     "ctm_gamma": {"gamma": 0.0},
 }
-NEEDS_STEPS = {"restart": {"repeats": 0}, "dlg": {"chain_steps": 0}}  # knobs of those that need more than one step
-ONE_CALL_A_STEP = {"paradigms": {"window": 1}, "gaussian_teleport": {"skip": 0.0}}  # of those that spare or gather calls
+PLAIN = {  # knobs of those that otherwise need more than one step, move x before a call, or spare or gather calls
+    "restart": {"repeats": 0},
+    "dlg": {"chain_steps": 0},
+    "edm_heun": {"s_churn": 0.0},
+    "paradigms": {"window": 1},
+    "gaussian_teleport": {"skip": 0.0},
+}
 RANGE = {"eps": (10.0, 0.5), "flow": (0.98, 0.2)}  # where orders are measured
 SHAPES = [(2, 3, 2), (2, 3, 4, 2), (1, 24)]  # image, video, packed
 
@@ -172,7 +178,7 @@ def test_one_step_to_zero_is_the_denoised_latent(name, key):
     model = gaussian(PATHS[name])
     sigmas = number([SIGMAS[name][0], 0.0])
     x = model.start(sigmas[0])
-    result = run(key, name, model, x, sigmas, **NEEDS_STEPS.get(key, {}))
+    result = run(key, name, model, x, sigmas, **PLAIN.get(key, {}))
     assert torch.equal(result, model(x, sigmas[:1].expand(len(x))))
 
 
@@ -203,7 +209,7 @@ def test_calls_and_callbacks(name, key):
         calls.append((sigma, mark))
         return model(x, sigma)
 
-    knobs = ONE_CALL_A_STEP.get(key, {})
+    knobs = PLAIN.get(key, {})
     run(key, name, counted, x, sigmas, extra_args={"mark": "passed on"}, callback=seen.append, disable=True, **knobs)
     assert len(calls) == SOLVERS[key].count(len(sigmas) - 1, **knobs)
     assert all(sigma.shape == (len(x),) and mark == "passed on" for sigma, mark in calls)
@@ -264,6 +270,40 @@ BAD_SIGMAS = {
 def test_bad_sigmas(key, message, sigmas):
     with pytest.raises(ValueError, match=message):
         SOLVERS[key](gaussian(EPS), randn(1, 2, 3, 2), torch.tensor(sigmas), path=EPS)
+
+
+LOOKS_BACK = {
+    "ghvb": {"order": 4.5}, "heavy_ball": {"order": 5.0}, "nesterov": {"order": 4.1}, "deis": {"order": 4}, "unipc": {"order": 4},
+    "dpm_solver_pp": {"order": 3}, "per_step": {"order": 4}, "sa_solver": {"predictor_order": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key, knobs", LOOKS_BACK.items(), ids=str)
+def test_an_order_that_the_steps_do_not_allow_is_refused_before_any_call(key, knobs):
+    def model(x, sigma):
+        raise AssertionError("called")
+
+    [(name, value)] = knobs.items()
+    with pytest.raises(ValueError, match=rf"{name} is {value:g}, which makes use of \d steps, and sigmas has 2: lower {name}"):
+        SOLVERS[key](model, randn(1, 2, 3, 2), torch.tensor([1.0, 0.5, 0.0]), path=EPS, **knobs)
+    assert run(key, "eps", gaussian(EPS), randn(1, 2, 3, 2), [1.0, 0.5, 0.0]).isfinite().all()  # defaults only warm up
+
+
+def test_what_is_no_knob_reaches_the_solver():
+    model = gaussian(EPS)
+    x, sigmas = model.start(number(5.0)), number([5.0, 2.0, 1.0, 0.5])
+    euler_rules = [Rule(order=1)] * 3
+    assert_close(run("per_step", "eps", model, x, sigmas, recipe=euler_rules), euler(model, x, sigmas), 1e-14)
+
+
+@pytest.mark.parametrize("key", [key for key, solver in SOLVERS.items() if solver.needs_noise])
+def test_taken_as_it_is_a_solver_draws_from_the_seed(key):
+    model = gaussian(EPS)
+    x, sigmas = model.start(number(5.0)), number([5.0, 2.0, 1.0, 0.5])
+    knobs = {"path": EPS} | {"mu": 0.5} if key == "gradient_estimation" else {"path": EPS}
+    alone = SOLVERS[key].sample(lambda x, sigma, seed: model(x, sigma), x, sigmas, {"seed": 7}, **knobs)
+    given = SOLVERS[key].sample(model, x, sigmas, noise_sampler=noise_of(x, item_seeds(7, len(x))), **knobs)
+    assert torch.equal(alone, given)
 
 
 def test_good_sigmas_pass():

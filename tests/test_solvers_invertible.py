@@ -138,13 +138,18 @@ def test_bdia_is_the_published_recursion(gamma):
     assert_close(got, states[-1] / alpha[-1], 1e-12)
 
 
-def test_bdia_is_the_same_method_on_both_paths():
-    flow, eps = mixture(FLOW), mixture(EPS)
+def test_bdia_on_flow_is_the_published_step_with_the_flows_own_alpha():
+    """In VE coordinates, with gamma alpha[i-1] / alpha[i+1], alpha being 1 - sigma."""
+    model, gamma = mixture(FLOW), 0.9
     sigmas = torch.linspace(0.95, 0.05, 13, dtype=torch.float64)
-    x, ve = flow.start(sigmas[0]), sigmas / (1 - sigmas)
-    on_flow = SOLVERS["bdia"](flow, x, sigmas, path=FLOW)
-    on_eps = SOLVERS["bdia"](eps, x / (1 - sigmas[0]), ve, path=EPS)
-    assert_close(on_flow, on_eps * (1 - sigmas[-1]), 1e-12)
+    alpha, start = 1 - sigmas, model.start(sigmas[0])
+    ve, states = sigmas / alpha, [start / alpha[0]]
+    for i in range(12):
+        x = states[i]
+        d = (x - model(x * alpha[i], sigmas[i].expand(len(x)))) / ve[i]
+        missed = states[i - 1] - x - (ve[i - 1] - ve[i]) * d if i else 0
+        states.append(x + (ve[i + 1] - ve[i]) * d + gamma * alpha[i - 1] / alpha[i + 1] * missed)
+    assert_close(SOLVERS["bdia"](model, start, sigmas, path=FLOW, gamma=gamma), states[-1] * alpha[-1], 1e-12)
 
 
 # Precision

@@ -75,16 +75,16 @@ def test_ctm_gamma_1_is_lcm(name):
 
 @every_path
 def test_ctm_gamma_is_the_published_update(name):
-    """Jump to sqrt(1 - gamma^2) of the next VE level by DDIM, add the noise that is missing."""
+    """Jump to sqrt(1 - gamma^2) of the next level by DDIM, then scale and add the noise that is missing."""
     path, gamma, sigmas = PATHS[name], 0.7, number(SIGMAS[name][1:-1])
     model = mixture(path)
     x = start = model.start(sigmas[0])
     noises = [randn(*x.shape, seed=i) for i in range(3)]
     for sigma, sigma_next, noise in zip(sigmas, sigmas[1:], noises):
-        (ve, s), (_, s_next) = path.to_ve(x, sigma), path.to_ve(x, sigma_next)
-        denoised, low = model(x, sigma), (1 - gamma**2) ** 0.5 * s_next
-        ve = denoised + low / s * (ve - denoised) + (s_next**2 - low**2).sqrt() * noise
-        x, _ = path.from_ve(ve, s_next)
+        denoised, low = model(x, sigma), (1 - gamma**2) ** 0.5 * sigma_next
+        jumped = x + (low - sigma) * (x - denoised) / sigma
+        scale = path.alpha(sigma_next) / path.alpha(low)
+        x = scale * jumped + (sigma_next**2 - (scale * low) ** 2).sqrt() * noise
     result = SOLVERS["ctm_gamma"](model, start, sigmas, path=path, noise_sampler=fixed(noises), gamma=gamma)
     assert_close(result, x, 1e-13)
 
@@ -95,12 +95,11 @@ def test_edm_heun_is_the_published_algorithm_in_ve_noise(name):
     path, sigmas = PATHS[name], number(SIGMAS[name][1:-1])
     model = mixture(path)
     x = start = model.start(sigmas[0])
-    noises = [randn(*x.shape, seed=i) for i in range(2)]
+    noises = [randn(*x.shape, seed=i) for i in range(3)]
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        if i:
-            ve, s = path.to_ve(x, sigma)
-            s_hat = min(s * (1 + 1.2 / 3), path.to_ve(x, sigmas[0])[1])
-            x, sigma = path.from_ve(ve + 1.003 * (s_hat**2 - s**2).sqrt() * noises[i - 1], s_hat)
+        ve, s = path.to_ve(x, sigma)
+        s_hat = s * (1 + 1.2 / 3)
+        x, sigma = path.from_ve(ve + 1.003 * (s_hat**2 - s**2).sqrt() * noises[i], s_hat)
         x = heun(model, x, torch.stack([sigma, sigma_next]))
     result = SOLVERS["edm_heun"](model, start, sigmas, path=path, noise_sampler=fixed(noises), s_churn=1.2, s_noise=1.003)
     assert_close(result, x, 1e-13)

@@ -36,7 +36,7 @@ def order(knobs):
 SOLVERS = {
     "auto": Solver(
         sample_auto, "auto", "Auto", order, 1, False,
-        "measured by this pack, auto.json; its solvers name their own papers: arXiv:2307.11118 and others",
+        "this pack's measurements, auto.json, of published solvers: arXiv:2302.04867, arXiv:2307.11118 and others",
         "everything, to begin with: the solver that measured best for the number of steps and the kind of model",
     ),
 }

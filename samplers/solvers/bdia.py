@@ -2,8 +2,11 @@
 
 A DDIM step ahead, plus gamma times how far the DDIM step back misses the state before. Each state is a sum of the one before
 it and of what is known at the two after it, so that any two neighbours give back the whole run: with z in VP coordinates
-``z[i+1] = ahead(z[i]) + gamma (z[i-1] - back(z[i]))``, one model call either way. gamma 1 is the leapfrog.
+``z[i+1] = ahead(z[i]) + gamma (z[i-1] - back(z[i]))``, one model call either way. gamma 1 is the leapfrog. On flow z is x itself,
+in the flow's own coordinates.
 """
+
+import torch
 
 from ..core import Knob
 from .reversible import Invertible, Run, vp_norms
@@ -47,7 +50,9 @@ def ddim_steps(run, x, i, step):
 
 
 def weights_of(path, sigmas, gamma):
-    """gamma, carried from VP coordinates over to the path's. Entry 0 is not used."""
+    """gamma, carried from VP coordinates over to VE; on flow as it is. Entry 0 is not used."""
+    if path.is_flow:
+        return torch.full((len(sigmas) - 1,), gamma, dtype=torch.float64)
     norms = vp_norms(path, sigmas)
     return gamma * norms[1:] / norms.roll(1)[:-1]
 

@@ -1,22 +1,28 @@
 """CTM gamma-sampling. Kim et al. 2024, arXiv:2310.02279, algorithm 3, with a DDIM step as the model's jump.
 
-Each step jumps below the next noise level, to sqrt(1 - gamma^2) of it in VE coordinates, and adds noise to reach it. With
-DDIM for the jump, which any denoiser allows, that is ``alpha' denoised + sigma' (sqrt(1 - gamma^2) eps + gamma n)``.
+Each step jumps below the next noise level, to sqrt(1 - gamma^2) of it, and adds noise to reach it. With DDIM for the jump,
+which any denoiser allows, that is ``alpha' denoised + sigma' (keep eps + sqrt(1 - keep^2) n)``.
 """
 
 from ..core import Knob, march
+from ..noise import from_seed
 from .renoise import renoised
 from .solver import Solver
 
 
 def sample_ctm_gamma(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, gamma=0.5
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, gamma=0.5
 ):
     """gamma 0 is DDIM, order 1; gamma 1 is multistep consistency sampling, core's lcm."""
-    keep = (1 - gamma**2) ** 0.5
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
+    levels = sigmas.cpu().double()[1:]
+    below = levels * (1 - gamma**2) ** 0.5
+    keeps = below * path.alpha(levels) / (path.alpha(below) * levels)  # sqrt(1 - gamma^2) on VE, less on flow
+    fresh = (1 - keeps**2).sqrt()
+    keeps, fresh = keeps.tolist(), fresh.tolist()
 
     def step(i, x, denoised, sigma, sigma_next):
-        return renoised(path, x, denoised, sigma, sigma_next, keep, gamma, noise_sampler)
+        return renoised(path, x, denoised, sigma, sigma_next, keeps[i], fresh[i], noise_sampler)
 
     return march(step, model, x, sigmas, extra_args, callback)
 

@@ -100,5 +100,6 @@ SOLVERS = {
                 "are for low CFG and smooth schedules.", min=1, max=4, step=1,
             ),
         ),
+        looks_back=lambda knobs: {"order": knobs["order"]},
     ),
 }  # fmt: skip

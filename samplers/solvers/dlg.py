@@ -9,15 +9,17 @@ Each Langevin step ``dx = score / 2 dt + dW`` is solved exactly for fixed denois
 from math import exp, expm1, sqrt
 
 from ..core import Knob, denoiser, march
+from ..noise import from_seed
 from .renoise import heun_step, nearest_inner, renoised
 from .solver import Solver
 
 
 def sample_dlg(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, chain_sigma=0.6,
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, chain_sigma=0.6,
     chain_steps=10, chain_step=0.2,
 ):  # fmt: skip
     """Heun before and after the chain: order 2 when chain_steps is 0. The chain counts to the step it follows."""
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     denoise = denoiser(model, extra_args)
     keep, fresh = exp(-chain_step / 2), sqrt(-expm1(-chain_step))
     at = None

@@ -99,5 +99,6 @@ SOLVERS = {
             FLOW_TIME,
         ),
         lambda steps, knobs: calls(steps, knobs["order"] if knobs["mode"] == "singlestep" else 1),
+        looks_back=lambda knobs: {"order": knobs["order"]} if knobs["mode"] == "multistep" else {},
     ),
 }  # fmt: skip

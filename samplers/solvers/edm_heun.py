@@ -9,15 +9,17 @@ from math import sqrt
 import torch
 
 from ..core import Knob, denoiser
+from ..noise import from_seed
 from .renoise import check_range, heun_step, raised
 from .solver import Solver
 
 
 def sample_edm_heun(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, s_churn=5.0, s_tmin=0.05,
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, s_churn=5.0, s_tmin=0.05,
     s_tmax=50.0, s_noise=1.0,
 ):  # fmt: skip
-    """Heun: order 2 without churn. Noise is never raised above the run's first sigma, so the first step has no churn."""
+    """Heun: order 2 without churn. As published, churn may raise the first sigma too; that of a flow, if 1, stays."""
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     check_range("s_tmin", s_tmin, "s_tmax", s_tmax)
     denoise = denoiser(model, extra_args)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -36,12 +38,12 @@ def sample_edm_heun(
 
 
 def churned(path, sigmas, s_churn, s_tmin, s_tmax):
-    """The noise level each step starts from once churned, at most sigmas[0]. sigmas: CPU, float64."""
+    """The noise level each step starts from once churned. sigmas: CPU, float64."""
     start = sigmas[:-1]
     share = min(s_churn / len(start), sqrt(2) - 1)
     raised_to = path.sigma(path.lam(start) - torch.tensor(share, dtype=start.dtype).log1p())
-    inside = (start >= s_tmin) & (start <= s_tmax) & (start < start[0]) & (share > 0)
-    return torch.where(inside, raised_to.clamp(max=float(start[0])), start)
+    inside = (start >= s_tmin) & (start <= s_tmax) & (share > 0)
+    return torch.where(inside, raised_to, start)
 
 
 SOLVERS = {

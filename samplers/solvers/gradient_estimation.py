@@ -10,22 +10,24 @@ from itertools import pairwise
 import torch
 
 from ..core import Knob, denoiser, to_d
+from ..noise import from_seed
 from .solver import Solver
 
 
 def sample_gradient_estimation(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, gamma=2.0, gamma_end=2.0,
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, gamma=2.0, gamma_end=-1.0,
     last_step_extrapolation=True, mu=0.0,
 ):
-    """gamma runs linearly from the second step, as the first is Euler's, to gamma_end at the last.
+    """gamma runs linearly from the second step, as the first is Euler's, to gamma_end at the last; below 0 that is gamma too.
 
     With mu a step goes down to a sigma below its end, and fresh noise takes it back up: see ``descents``. Noise predictions are
     averaged on VE paths, as in the paper, velocities on flow.
     """
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     denoise = denoiser(model, extra_args)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     steps = len(sigmas) - 1
-    gammas = [1.0, *torch.linspace(gamma, gamma_end, steps - 1, dtype=torch.float64).tolist()]
+    gammas = [1.0, *torch.linspace(gamma, gamma if gamma_end < 0 else gamma_end, steps - 1, dtype=torch.float64).tolist()]
     lows, keeps, noises = (factor.to(x) for factor in descents(path, sigmas.cpu().double(), mu))
     sigmas = sigmas.to(x)
     ends_clean = bool(sigmas[-1] == 0)
@@ -65,7 +67,7 @@ def descents(path, sigmas, mu):
 SOLVERS = {
     "gradient_estimation": Solver(
         sample_gradient_estimation, "momentum", "Gradient estimation",
-        lambda knobs: 2 if knobs["gamma"] == knobs["gamma_end"] == 1.5 and not knobs["mu"] else 1, 1, False,
+        lambda knobs: 2 if knobs["gamma"] == 1.5 and knobs["gamma_end"] in (1.5, -1.0) and not knobs["mu"] else 1, 1, False,
         "Permenter and Yuan 2023, arXiv:2306.04848",
         "5 to 10 steps; the published gamma of 2 suits eps models at low CFG, on others begin at 1.5",
         (
@@ -73,8 +75,8 @@ SOLVERS = {
                 "gamma", 2.0, "How far to go beyond the newest slope, at the first steps. 1 = Euler, 1.5 = ipndm of order 2, "
                 "2 = as published.", min=0.0, max=4.0, step=0.05,
             ),
-            Knob("gamma_end", 2.0, "The same at the last step; in between it changes evenly. Neutral: equal to gamma.",
-                 min=0.0, max=4.0, step=0.05),
+            Knob("gamma_end", -1.0, "The same at the last step; in between it changes evenly. Neutral: -1, gamma throughout.",
+                 min=-1.0, max=4.0, step=0.05),
             Knob(
                 "last_step_extrapolation", True, "Go beyond at the last step too, as published. Off = end on the model's "
                 "prediction, as core's gradient_estimation does.",

@@ -11,6 +11,7 @@ from math import exp, expm1, sqrt
 import torch
 
 from ..core import Knob, march
+from ..noise import from_seed
 from .lambda_ddim import NODES, WEIGHTS
 from .renoise import check_range, renoised
 from .solver import Solver
@@ -19,10 +20,11 @@ PANELS = 16
 
 
 def sample_interpolant_sde(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, diffusion="sigma",
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, diffusion="sigma",
     strength=1.0, sde_from=1000.0, sde_to=0.04,
 ):  # fmt: skip
     """Order 1 without noise, where it is Euler. From sigma 1 of a flow too: SBDM then draws all noise anew."""
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     check_range("sde_to", sde_to, "sde_from", sde_from)
     levels = sigmas.cpu().double()
     active = (levels[1:] <= sde_from) & (levels[1:] >= sde_to) & (strength > 0)
@@ -40,7 +42,7 @@ def turnover(path, sigmas, diffusion):
     s = sigmas / (path.alpha(sigmas) + sigmas)  # the flow image's noise level
     if diffusion == "constant":
         return (1 / s).diff().tolist()
-    if diffusion == "sigma":
+    if diffusion in ("sigma", "linear"):
         return (-s.log()).diff().tolist()
     if diffusion == "SBDM":
         return path.lam(sigmas).diff().tolist()
@@ -63,10 +65,10 @@ SOLVERS = {
         "flow models at 30 steps and more, where noise along the way corrects errors; the noise can be placed",
         (
             Knob(
-                "diffusion", "sigma", "Where noise is replaced, w(s) by noise level s of the flow image: sigma = s, as SiT's "
-                "default; constant = 1, more towards the end; SBDM = s / (1 - s), as in score-based diffusion; decreasing = "
+                "diffusion", "sigma", "Where noise is replaced, w(s) by noise level s of the flow image: sigma and linear = s, as "
+                "SiT's default; constant = 1, more towards the end; SBDM = s / (1 - s), as in score-based diffusion; decreasing = "
                 "(1 - cos(pi s))^2 / 4, at high noise; increasing-decreasing = sin(pi s)^2, in the middle.",
-                options=("sigma", "constant", "SBDM", "decreasing", "increasing-decreasing"),
+                options=("sigma", "linear", "constant", "SBDM", "decreasing", "increasing-decreasing"),
             ),
             Knob("strength", 1.0, "Factor on the diffusion coefficient. 0 = no noise, the same as Euler.", min=0.0, max=10.0, step=0.05),
             Knob(

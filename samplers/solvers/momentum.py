@@ -130,20 +130,27 @@ def averaged_order(knobs):
     return adams_order(knobs) if beta == 1 else 1
 
 
+def looks_back(knobs):
+    return {"order": split_order(knobs["order"])[0]}
+
+
 SOLVERS = {
     "ghvb": Solver(
         sample_ghvb, "momentum", "GHVB momentum", adams_order, 1, False, SOURCE,
         "few steps at high CFG, where multistep solvers ring; keeps their order",
         KNOBS,
+        looks_back=looks_back,
     ),
     "heavy_ball": Solver(
         sample_heavy_ball, "momentum", "Heavy-ball momentum", averaged_order, 1, False, SOURCE,
         "few steps at high CFG; steadier than GHVB, but first order",
         KNOBS,
+        looks_back=looks_back,
     ),
     "nesterov": Solver(
         sample_nesterov, "momentum", "Nesterov momentum", averaged_order, 1, False, SOURCE,
         "few steps at high CFG; first order, with less lag than heavy ball",
         KNOBS,
+        looks_back=looks_back,
     ),
 }

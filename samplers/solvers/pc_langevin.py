@@ -10,15 +10,17 @@ from math import sqrt
 import torch
 
 from ..core import Knob, batch_dims, denoiser, march
+from ..noise import from_seed
 from .renoise import check_range, predicted_noise, renoised
 from .solver import Solver
 
 
 def sample_pc_langevin(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, predictor="ode",
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, predictor="ode",
     corrector="langevin", corrector_steps=1, snr=0.16, correct_from=1000.0, correct_to=0.0,
 ):  # fmt: skip
     """Order 1 without noise: predictor ode, which is Euler, and corrector_steps or snr 0."""
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     check_range("correct_to", correct_to, "correct_from", correct_from)
     denoise = denoiser(model, extra_args)
     levels = sigmas.cpu().double()

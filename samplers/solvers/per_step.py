@@ -152,5 +152,6 @@ SOLVERS = {
         "Liu et al. 2023, arXiv:2312.07243",
         "finding the best of a family of solvers for one model, and changing it on the way",
         KNOBS,
+        looks_back=lambda knobs: {"order": knobs["order"]},
     ),
 }

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 
 from ..core import Knob, denoiser, march
+from ..noise import from_seed
 from .renoise import check_range, euler_step, heun_step, nearest_inner, raised
 from .solver import Solver
 
@@ -17,10 +18,11 @@ BASES = {"heun": (heun_step, 2), "euler": (euler_step, 1)}
 
 
 def sample_restart(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, base="heun",
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, base="heun",
     restart_min=0.1, restart_max=0.8, repeats=1, restart_steps=5, s_noise=1.0,
 ):  # fmt: skip
     """Order of the base solver when repeats is 0. Restarts count to the step they follow: one callback."""
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     denoise = denoiser(model, extra_args)
     base_step, _ = BASES[base]
     at, leg = None, None

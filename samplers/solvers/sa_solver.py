@@ -11,20 +11,22 @@ from math import exp, expm1, inf, sqrt
 import torch
 
 from ..core import Knob, denoiser, march
+from ..noise import from_seed
 from .phi import exact_weights, total
 from .renoise import check_range
 from .solver import Solver
 
 
 def sample_sa_solver(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler, predictor_order=3,
-    corrector_order=4, tau=1.0, tau_end=1.0, sde_from=1.0, sde_to=0.05, pece=False,
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, predictor_order=3,
+    corrector_order=4, tau=1.0, tau_end=-1.0, sde_from=1.0, sde_to=0.05, pece=False,
 ):  # fmt: skip
     """Order min(predictor_order + 1, corrector_order) at tau 0, or predictor_order with corrector_order 0.
 
     As published, orders fall over the last steps of a run to sigma 0. At sigma 1 of a flow lam is infinite: the prediction made
     there counts as made at the path's first finite lam, and as constant before it. With tau, that step draws all noise anew.
     """
+    noise_sampler = noise_sampler or from_seed(x, extra_args)
     check_range("sde_to", sde_to, "sde_from", sde_from)
     denoise = denoiser(model, extra_args)
     levels = sigmas.cpu().double()
@@ -47,7 +49,11 @@ def sample_sa_solver(
 
 
 def taus(path, sigmas, tau, tau_end, sde_from, sde_to):
-    """tau of each step: 0 but for steps that end between sde_to and sde_from, where it goes evenly in lam to tau_end."""
+    """tau of each step: 0 but for steps that end between sde_to and sde_from, where it goes evenly in lam to tau_end.
+
+    tau_end below 0 is tau.
+    """
+    tau_end = tau if tau_end < 0 else tau_end
     ends = sigmas[1:]
     inside = (ends >= sde_to) & (ends <= sde_from) & (ends > 0)
     lam = path.lam(ends[inside])
@@ -111,10 +117,10 @@ SOLVERS = {
         "Xue et al. 2023, arXiv:2309.05019",
         "stochastic sampling in 15 to 50 steps, one model call each; as core's, with a tau that may change along the run",
         (
-            Knob("tau", 1.0, "Strength of the noise. 0, for tau_end too = none, an ODE solver; 1 = the usual SDE.", min=0.0, max=3.0, step=0.05),
+            Knob("tau", 1.0, "Strength of the noise. 0 = none, an ODE solver; 1 = the usual SDE.", min=0.0, max=3.0, step=0.05),
             Knob(
-                "tau_end", 1.0, "Strength of the noise at the last step that draws some; from tau it goes there evenly in "
-                "log signal-to-noise. The same as tau = constant.", min=0.0, max=3.0, step=0.05,
+                "tau_end", -1.0, "Strength of the noise at the last step that draws some; from tau it goes there evenly in "
+                "log signal-to-noise. Neutral: -1, tau throughout.", min=-1.0, max=3.0, step=0.05,
             ),
             Knob("sde_from", 1.0, "Steps that end above this noise level draw no noise. 1000 = no limit.", min=0.0, max=1000.0, step=0.01),
             Knob("sde_to", 0.05, "Steps that end below this noise level draw no noise. 0 = no limit.", min=0.0, max=1000.0, step=0.01),
@@ -129,5 +135,6 @@ SOLVERS = {
             ),
         ),
         calls=count_calls,
+        looks_back=lambda knobs: {name: knobs[name] for name in ("predictor_order", "corrector_order")},
     ),
 }

@@ -4,15 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core import Knob, check_sigmas, complete, takes, with_path
-from ..noise import gaussian, item_seeds
 
 
 @dataclass(frozen=True)
 class Solver:
     """A solver as users meet it: checks their input, then calls ``sample``. Takes the place of a k-diffusion sampler.
 
-    ``sample`` gets ``path`` and ``noise_sampler`` where its signature has them. Without a noise source, each item draws from
-    the seed in extra_args as ``noise.gaussian`` does.
+    ``sample`` gets ``path`` and ``noise_sampler`` where its signature has them, and any further argument of its own that is no
+    knob, such as a recipe. Without a noise source it draws from ``noise.from_seed``.
     """
 
     sample: Callable
@@ -25,6 +24,7 @@ class Solver:
     good_for: str
     knobs: tuple[Knob, ...] = ()
     calls: Callable[[int, dict], int] | None = None  # of a run of n steps that ends at sigma 0, where not n * evaluations
+    looks_back: Callable[[dict], dict] = lambda knobs: {}  # {knob: how many steps it makes use of}, for multistep methods
     mixes_sigmas: bool = False  # calls the model with several noise levels at once; then on several states of each item, too
 
     @property
@@ -59,10 +59,23 @@ class Solver:
         self, model, x, sigmas, extra_args=None, callback=None, disable=None, *, path=None, noise_sampler=None, **knobs
     ):
         check_sigmas(sigmas)
-        settings = complete(self.knobs, knobs)
+        own = {knob.name for knob in self.knobs}
+        further = {name: value for name, value in knobs.items() if name not in own and takes(self.sample, name)}
+        settings = complete(self.knobs, {name: value for name, value in knobs.items() if name not in further})
+        self._check_history(settings, len(sigmas) - 1)
+        settings |= further
         if self.needs_path:
             settings["path"] = with_path(self.title, path, "sigmas[0]", sigmas[0])
         if self.needs_noise:
-            seed = (extra_args or {}).get("seed") or 0
-            settings["noise_sampler"] = noise_sampler or gaussian(x, item_seeds(seed, len(x)))
+            settings["noise_sampler"] = noise_sampler
         return self.sample(model, x, sigmas, extra_args, callback, disable, **settings)
+
+    def _check_history(self, settings, steps):
+        """ValueError where a knob that is not at its default looks back on more steps than there are."""
+        defaults = {knob.name: knob.default for knob in self.knobs}
+        for name, used in self.looks_back(settings).items():
+            if used > steps and settings[name] != defaults[name]:
+                raise ValueError(
+                    f"{name} is {settings[name]:g}, which makes use of {used} steps, and sigmas has {steps}: lower {name}, or give "
+                    "more steps."
+                )

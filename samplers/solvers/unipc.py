@@ -79,5 +79,6 @@ SOLVERS = {
             ),
             FLOW_TIME,
         ),
+        looks_back=lambda knobs: {"order": knobs["order"]},
     ),
 }  # fmt: skip
