@@ -15,7 +15,7 @@ from .problems import EPS, FLOW, PATHS, SIGMAS, assert_close, convergence, gauss
 
 AVERAGED = [{"order": 0.8}, {"order": 1.5}, {"order": 2.5}, {"order": 3.0, "variable_step": True}]
 SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of convergence is measured
-    "auto": [{}],
+    "auto": [],  # it runs others
     "ghvb": [{"order": o} for o in (0.8, 1.0, 1.5, 2.0, 4.0)]
     + [{"order": o, "variable_step": True} for o in (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)],
     "heavy_ball": AVERAGED,

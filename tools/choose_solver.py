@@ -23,7 +23,7 @@ VARIANTS = {  # beside the defaults
     "unipc": [{"order": order, "variant": variant} for order in (2, 3) for variant in ("bh1", "bh2")],
     "deis": [{"variant": variant, "order": order} for variant in ("tab", "rhoab", "logrho") for order in (2, 3)],
     "dpm_solver_pp": [{"order": order, "weights": weights} for order in (2, 3) for weights in ("published", "exact")],
-    "gradient_estimation": [{"gamma": 1.5, "gamma_end": 1.5}],
+    "gradient_estimation": [{"gamma": 1.5}],
 }
 
 
