@@ -76,3 +76,13 @@ def test_fresh_noise_keeps_the_marginal(name, mu):
     _, mean, std = model._marginal(end, sigmas[-1])
     assert (end.mean(0) - mean[0]).abs().max() < 0.06
     assert (end.std(0) / std[0] - 1).abs().max() < 0.05
+
+
+def test_gammas_are_taken_one_a_step():
+    model, sigmas = mixture(EPS), number(SIGMAS["eps"])
+    x = model.start(sigmas[0])
+    ramp = SOLVERS["gradient_estimation"](model, x, sigmas, path=EPS, gamma=2.0, gamma_end=1.1)
+    listed = SOLVERS["gradient_estimation"](model, x, sigmas, path=EPS, gammas=[9.9, 2.0, 1.7, 1.4, 1.1])  # the first counts for nothing
+    assert_close(listed, ramp, 1e-13)
+    with pytest.raises(ValueError, match="gammas holds 2 numbers and sigmas has 5 steps"):
+        SOLVERS["gradient_estimation"](model, x, sigmas, path=EPS, gammas=[1.0, 2.0])

@@ -16,9 +16,10 @@ from .solver import Solver
 
 def sample_gradient_estimation(
     model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, gamma=2.0, gamma_end=-1.0,
-    last_step_extrapolation=True, mu=0.0,
+    last_step_extrapolation=True, mu=0.0, gammas=None,
 ):
     """gamma runs linearly from the second step, as the first is Euler's, to gamma_end at the last; below 0 that is gamma too.
+    gammas, a list of one number a step, takes the place of both. ValueError for another length.
 
     With mu a step goes down to a sigma below its end, and fresh noise takes it back up: see ``descents``. Noise predictions are
     averaged on VE paths, as in the paper, velocities on flow.
@@ -27,7 +28,9 @@ def sample_gradient_estimation(
     denoise = denoiser(model, extra_args)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     steps = len(sigmas) - 1
-    gammas = [1.0, *torch.linspace(gamma, gamma if gamma_end < 0 else gamma_end, steps - 1, dtype=torch.float64).tolist()]
+    if gammas is not None and len(gammas) != steps:
+        raise ValueError(f"gammas holds {len(gammas)} numbers and sigmas has {steps} steps: give one a step.")
+    gammas = gammas or [1.0, *torch.linspace(gamma, gamma if gamma_end < 0 else gamma_end, steps - 1, dtype=torch.float64).tolist()]
     lows, keeps, noises = (factor.to(x) for factor in descents(path, sigmas.cpu().double(), mu))
     sigmas = sigmas.to(x)
     ends_clean = bool(sigmas[-1] == 0)
