@@ -37,7 +37,7 @@ SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of
         for mode in ("multistep", "singlestep")
         for weights in ("published", "exact")
     ],
-    "deis": [{"variant": variant, "order": o} for variant in ("tab", "rhoab", "logrho") for o in (2, 3, 4)],
+    "deis": [{"deis_mode": mode, "order": o} for mode in ("tab", "rhoab", "logrho") for o in (2, 3, 4)],
     "unipc": [{"order": o, "variant": v, "corrector": c} for o in (1, 2) for v in ("bh1", "bh2") for c in (True, False)]
     + [{"order": 3, "corrector": False}],
     "exp_rk": [{"tableau": name, "c2": c2} for name, c2 in (("res_2s", 0.5), ("res_2s", 1.0), ("res_3s", 0.4))]

@@ -20,7 +20,7 @@ LAMBDA_METHODS = [  # those whose result depends on lam = log(alpha / sigma) alo
     ("dpm_solver", {"order": 2}), ("dpm_solver", {"order": 3}), ("dpm_solver_pp", {"order": 2}),
     ("dpm_solver_pp", {"order": 3, "weights": "exact"}), ("dpm_solver_pp", {"order": 3, "mode": "singlestep"}),
     ("unipc", {"order": 3}), ("unipc", {"variant": "bh1"}), ("exp_rk", {}), ("exp_rk", {"tableau": "res_5s"}),
-    ("deis", {"variant": "rhoab", "order": 3}), ("deis", {"variant": "logrho", "order": 3}),
+    ("deis", {"deis_mode": "rhoab", "order": 3}), ("deis", {"deis_mode": "logrho", "order": 3}),
 ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_deis_in_a_time_even_in_log_sigma_is_logrho():
     model, sigmas = mixture(EPS), FALLING["eps"]
     x = model.start(number(sigmas[0]))
     for order in (2, 3, 4):
-        tab, logrho = (run("deis", path, model, x, sigmas, variant=variant, order=order) for variant in ("tab", "logrho"))
+        tab, logrho = (run("deis", path, model, x, sigmas, deis_mode=mode, order=order) for mode in ("tab", "logrho"))
         assert_close(tab, logrho, 1e-11)
 
 
@@ -138,7 +138,7 @@ def test_deis_rhoab_on_ve_is_adams_bashforth_in_sigma():
     x = model.start(number(sigmas[0]))
     for order in (2, 3, 4):
         adams = run("ghvb", EPS, model, x, sigmas, order=float(order), variable_step=True)
-        assert_close(run("deis", EPS, model, x, sigmas, variant="rhoab", order=order), adams, 1e-12)
+        assert_close(run("deis", EPS, model, x, sigmas, deis_mode="rhoab", order=order), adams, 1e-12)
 
 
 @every_path
@@ -197,7 +197,7 @@ FROM_ONE = [
     ("dpm_solver", {"order": 2}), ("dpm_solver", {"order": 3}), ("dpm_solver_pp", {}), ("dpm_solver_pp", {"order": 3}),
     ("dpm_solver_pp", {"order": 2, "mode": "singlestep"}), ("unipc", {}), ("unipc", {"variant": "bh1", "order": 4}),
     ("unipc", {"corrector": False}), ("unipc", {"flow_time": "log_sigma"}), ("exp_rk", {}), ("exp_rk", {"tableau": "res_5s"}),
-    ("deis", {}), ("deis", {"order": 4}), ("deis", {"variant": "rhoab"}), ("deis", {"variant": "logrho", "order": 3}),
+    ("deis", {}), ("deis", {"order": 4}), ("deis", {"deis_mode": "rhoab"}), ("deis", {"deis_mode": "logrho", "order": 3}),
 ]  # fmt: skip
 
 
@@ -259,7 +259,7 @@ THEIRS = [
         for order in (1, 2, 3, 4) for variant in ("bh1", "bh2")
     ),
     *(
-        ("DEISMultistepScheduler", {"solver_order": order}, "deis", {"order": order, "variant": "logrho"})
+        ("DEISMultistepScheduler", {"solver_order": order}, "deis", {"order": order, "deis_mode": "logrho"})
         for order in (1, 2, 3)
     ),
 ]  # fmt: skip

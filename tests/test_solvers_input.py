@@ -86,3 +86,11 @@ def test_bad_settings(key):
             solver(gaussian(EPS), x, sigmas)
         with pytest.raises(ValueError, match="sigmas.0. is 14"):
             solver(gaussian(FLOW), x, torch.tensor([14.0, 0.0]), path=FLOW)
+
+
+def test_in_one_family_knobs_of_one_name_have_the_same_options():
+    """The browser carries a choice over to another method's widget of the same name."""
+    options = {}
+    for solver in SOLVERS.values():
+        for knob in solver.knobs:
+            assert options.setdefault((solver.family, knob.name), knob.options) == knob.options, (solver.title, knob.name)

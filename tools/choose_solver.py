@@ -21,7 +21,7 @@ FILE = Path(auto.__file__).with_name("auto.json")
 VARIANTS = {  # beside the defaults
     "ghvb": [{"order": order, "variable_step": flag} for order in (1.5, 2.0, 3.0) for flag in (False, True)],
     "unipc": [{"order": order, "variant": variant} for order in (2, 3) for variant in ("bh1", "bh2")],
-    "deis": [{"variant": variant, "order": order} for variant in ("tab", "rhoab", "logrho") for order in (2, 3)],
+    "deis": [{"deis_mode": mode, "order": order} for mode in ("tab", "rhoab", "logrho") for order in (2, 3)],
     "dpm_solver_pp": [{"order": order, "weights": weights} for order in (2, 3) for weights in ("published", "exact")],
     "gradient_estimation": [{"gamma": 1.5}],
 }

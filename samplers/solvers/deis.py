@@ -1,7 +1,7 @@
 """DEIS: the predicted noise as a polynomial, integrated exactly over the VE sigma. Zhang and Chen 2022, arXiv:2204.13902.
 
 x' / alpha' = x / alpha + sum of C_j eps_j, C_j the integral of the Lagrange polynomial l_j over rho = sigma / alpha, the VE
-sigma (equation 15). The variants differ in what l_j is a polynomial in: tab in model time, rhoab in rho, logrho in log rho.
+sigma (equation 15). The modes differ in what l_j is a polynomial in: tab in model time, rhoab in rho, logrho in log rho.
 """
 
 from itertools import pairwise
@@ -17,12 +17,12 @@ from .solver import Solver
 PANELS = 64  # of 4 Gauss points, per step
 
 
-def sample_deis(model, x, sigmas, extra_args=None, callback=None, disable=None, *, variant="tab", order=2, path):
+def sample_deis(model, x, sigmas, extra_args=None, callback=None, disable=None, *, deis_mode="tab", order=2, path):
     """Order ``order``; the first step is Euler's.
 
     On flow, rho is infinite at sigma 1: that step is DDIM, and rhoab and logrho make no further use of what it predicted.
     """
-    steps = coefficients(path, sigmas.cpu().double(), variant, order)
+    steps = coefficients(path, sigmas.cpu().double(), deis_mode, order)
     history = []  # predicted noise, newest first
 
     def step(i, x, denoised, sigma, sigma_next):
@@ -35,14 +35,14 @@ def sample_deis(model, x, sigmas, extra_args=None, callback=None, disable=None, 
     return march(step, model, x, sigmas, extra_args, callback)
 
 
-def coefficients(path, sigmas, variant, order):
+def coefficients(path, sigmas, deis_mode, order):
     """Per step (keep, weights), ``x' = keep * denoised + sum of weights * eps``, eps newest first. sigmas: CPU, float64.
 
     With x = alpha denoised + sigma eps put in, nothing is divided by an alpha of 0: keep is alpha', and rho joins C_0.
     """
     steps = []
     rho = sigmas / path.alpha(sigmas)
-    grid, integrate = VARIANTS[variant]
+    grid, integrate = MODES[deis_mode]
     grid = grid(path, sigmas)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas[:-1] if sigmas[-1] == 0 else sigmas)):
         alpha = float(path.alpha(sigma_next))
@@ -79,7 +79,7 @@ def over_log_rho(path, nodes, rho, rho_next):
     return [float(rho_next) * h * weight for weight in exact_weights(nodes, -h)]
 
 
-VARIANTS = {  # what the polynomial is in, and its integrals over rho
+MODES = {  # what the polynomial is in, and its integrals over rho
     "tab": (lambda path, sigmas: path.time(sigmas), over_time),
     "rhoab": (lambda path, sigmas: sigmas / path.alpha(sigmas), over_rho),
     "logrho": (lambda path, sigmas: -path.lam(sigmas), over_log_rho),
@@ -92,8 +92,8 @@ SOLVERS = {
         "5 to 12 steps; tab of order 2 with guidance, logrho of order 3 at low CFG",
         (
             Knob(
-                "variant", "tab", "What the predicted noise is a polynomial in. tab: model time, the paper's best. rhoab: "
-                "sigma / alpha. logrho: its logarithm, as in diffusers.", options=tuple(VARIANTS),
+                "deis_mode", "tab", "What the predicted noise is a polynomial in. tab: model time, the paper's best. rhoab: "
+                "sigma / alpha. logrho: its logarithm, as in diffusers.", options=tuple(MODES),
             ),
             Knob(
                 "order", 2, "How many predictions to use. 1 = DDIM, the same as Euler. 2 is the steady choice at high CFG; 3 and 4 "

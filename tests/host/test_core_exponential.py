@@ -134,5 +134,5 @@ def test_deis_rhoab_of_order_2_is_core_ipndm_v_and_above_core_is_not_exact():
     model, x = started("eps")
     for order, same in ((2, True), (3, False)):
         expected = core.sample_ipndm_v(model, x, SIGMAS["eps"], disable=True, max_order=order)
-        got = ours("deis", EPS, model, x, SIGMAS["eps"], variant="rhoab", order=order)
+        got = ours("deis", EPS, model, x, SIGMAS["eps"], deis_mode="rhoab", order=order)
         assert torch.allclose(got, expected, rtol=0, atol=1e-12) == same
