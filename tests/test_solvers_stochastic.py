@@ -57,7 +57,8 @@ def error(key, name, steps, **knobs):
     return max(((mean - true_mean) / true_std).abs().max(), (std / true_std - 1).abs().max())
 
 
-EVERYWHERE = {"sde_from": 1000.0, "sde_to": 0.0}
+EVERYWHERE = {"sde_from": 1000.0, "sde_to": 0.0}  # sa_solver
+ALL_ALONG = {"noise_from": 1000.0, "noise_to": 0.0}  # interpolant_sde
 NOISE = [  # solver, knobs, steps, how far mean and std may be off
     ("edm_heun", {}, 60, 0.003),
     ("edm_heun", {"s_churn": 40.0, "s_tmin": 0.0, "s_tmax": 1000.0}, 60, 0.012),
@@ -69,11 +70,11 @@ NOISE = [  # solver, knobs, steps, how far mean and std may be off
     ("pc_langevin", {"predictor": "ancestral", "snr": 0.03, "corrector": "annealed", "corrector_steps": 3}, 320, 0.01),
     ("pc_langevin", {"snr": 0.03, "corrector": "annealed", "correct_from": 0.8, "correct_to": 0.2}, 320, 0.01),
     ("interpolant_sde", {}, 320, 0.01),
-    ("interpolant_sde", {"diffusion": "sigma", "strength": 3.0} | EVERYWHERE, 320, 0.02),
-    ("interpolant_sde", {"diffusion": "constant", "strength": 0.3} | EVERYWHERE, 320, 0.02),
-    ("interpolant_sde", {"diffusion": "SBDM"} | EVERYWHERE, 320, 0.01),
-    ("interpolant_sde", {"diffusion": "decreasing"} | EVERYWHERE, 320, 0.01),
-    ("interpolant_sde", {"diffusion": "increasing-decreasing"} | EVERYWHERE, 320, 0.012),
+    ("interpolant_sde", {"diffusion": "sigma", "strength": 3.0} | ALL_ALONG, 320, 0.02),
+    ("interpolant_sde", {"diffusion": "constant", "strength": 0.3} | ALL_ALONG, 320, 0.02),
+    ("interpolant_sde", {"diffusion": "SBDM"} | ALL_ALONG, 320, 0.01),
+    ("interpolant_sde", {"diffusion": "decreasing"} | ALL_ALONG, 320, 0.01),
+    ("interpolant_sde", {"diffusion": "increasing-decreasing"} | ALL_ALONG, 320, 0.012),
     ("restart", {"repeats": 4, "restart_steps": 40}, 60, 0.003),
     ("restart", {"restart_min": 0.3, "restart_max": 1.0, "base": "euler", "restart_steps": 80}, 320, 0.015),
     ("dlg", {"chain_step": 0.01, "chain_steps": 50}, 60, 0.002),
@@ -126,7 +127,7 @@ def test_ctm_gamma_of_an_ordinary_denoiser_narrows_the_data_at_any_number_of_ste
 
 POINT = [
     *[("ctm_gamma", {"gamma": gamma}) for gamma in (0.1, 0.5, 1.0)],
-    *[("interpolant_sde", {"diffusion": w} | EVERYWHERE) for w in ("sigma", "constant", "SBDM")],
+    *[("interpolant_sde", {"diffusion": w} | ALL_ALONG) for w in ("sigma", "constant", "SBDM")],
     ("pc_langevin", {"predictor": "ancestral", "snr": 0.0}),
     ("sa_solver", {"tau": 0.5} | EVERYWHERE),
     ("dlg", {"chain_step": 2.0}),

@@ -168,7 +168,7 @@ def test_interpolant_sde_is_sits_euler_maruyama_in_the_limit(diffusion):
         for s, s_next, noise in zip(sigmas, sigmas[1:], noises):
             h, w, denoised = s - s_next, 0.5 * SIT[diffusion](s), model(x, s)
             x = x - to_d(x, s, denoised) * h - w * (x - (1 - s) * denoised) / s**2 * h + (2 * w * h).sqrt() * noise
-        knobs = {"diffusion": diffusion, "strength": 0.5, "sde_from": 1000.0, "sde_to": 0.0}
+        knobs = {"diffusion": diffusion, "strength": 0.5, "noise_from": 1000.0, "noise_to": 0.0}
         result = SOLVERS["interpolant_sde"](model, x0, sigmas, path=FLOW, noise_sampler=fixed(noises), **knobs)
         gaps.append((result - x).abs().max())
     assert gaps[-1] < 0.03 and convergence(gaps, counts) > 0.7
@@ -183,7 +183,7 @@ def test_sbdm_at_strength_1_is_ancestral(name):
     def run(key, **knobs):
         return SOLVERS[key](model, x, sigmas, path=PATHS[name], noise_sampler=fixed(noises), **knobs)
 
-    sbdm = run("interpolant_sde", diffusion="SBDM", sde_to=0.0)
+    sbdm = run("interpolant_sde", diffusion="SBDM", noise_to=0.0)
     assert_close(sbdm, run("pc_langevin", predictor="ancestral", snr=0.0), 1e-13)
     tau = {"predictor_order": 1, "corrector_order": 0, "sde_from": 1000.0, "sde_to": 0.0}
     assert_close(sbdm, run("sa_solver", **tau), 1e-13)
@@ -256,7 +256,7 @@ REFUSED = {
     "chain_sigma is 0.6: .* Use 2 steps": ("dlg", {}),
     "s_tmin is 2 and s_tmax 1": ("edm_heun", {"s_tmin": 2.0, "s_tmax": 1.0}),
     "sde_to is 0.5 and sde_from 0.5": ("sa_solver", {"sde_to": 0.5, "sde_from": 0.5}),
-    "sde_to is 2 and sde_from 1": ("interpolant_sde", {"sde_to": 2.0, "sde_from": 1.0}),
+    "noise_to is 2 and noise_from 1": ("interpolant_sde", {"noise_to": 2.0, "noise_from": 1.0}),
     "correct_to is 2 and correct_from 1": ("pc_langevin", {"correct_to": 2.0, "correct_from": 1.0}),
 }
 

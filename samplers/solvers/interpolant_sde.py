@@ -21,13 +21,13 @@ PANELS = 16
 
 def sample_interpolant_sde(
     model, x, sigmas, extra_args=None, callback=None, disable=None, *, path, noise_sampler=None, diffusion="sigma",
-    strength=1.0, sde_from=1000.0, sde_to=0.04,
+    strength=1.0, noise_from=1000.0, noise_to=0.04,
 ):  # fmt: skip
     """Order 1 without noise, where it is Euler. From sigma 1 of a flow too: SBDM then draws all noise anew."""
     noise_sampler = noise_sampler or from_seed(x, extra_args)
-    check_range("sde_to", sde_to, "sde_from", sde_from)
+    check_range("noise_to", noise_to, "noise_from", noise_from)
     levels = sigmas.cpu().double()
-    active = (levels[1:] <= sde_from) & (levels[1:] >= sde_to) & (strength > 0)
+    active = (levels[1:] <= noise_from) & (levels[1:] >= noise_to) & (strength > 0)
     decays = [strength * k if on else 0.0 for k, on in zip(turnover(path, levels, diffusion), active.tolist())]
     shares = [(exp(-k), sqrt(-expm1(-2 * k))) for k in decays]
 
@@ -72,11 +72,11 @@ SOLVERS = {
             ),
             Knob("strength", 1.0, "Factor on the diffusion coefficient. 0 = no noise, the same as Euler.", min=0.0, max=10.0, step=0.05),
             Knob(
-                "sde_from", 1000.0, "Steps that end above this noise level draw no noise. 1000 = no limit.",
+                "noise_from", 1000.0, "Steps that end above this noise level draw no noise. 1000 = no limit.",
                 min=0.0, max=1000.0, step=0.01, advanced=True,
             ),
             Knob(
-                "sde_to", 0.04, "Steps that end below this noise level draw no noise; the published 0.04 keeps the end clean. "
+                "noise_to", 0.04, "Steps that end below this noise level draw no noise; the published 0.04 keeps the end clean. "
                 "0 = no limit.", min=0.0, max=1000.0, step=0.01, advanced=True,
             ),
         ),
