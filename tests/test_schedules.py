@@ -105,7 +105,7 @@ def test_edm_rho_at_large_rho_nears_uniform_lambda():
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.25])
 @pytest.mark.parametrize("path, bounds", [(EPS, (0.03, 14.6)), (FLOW, (0.003, 0.95))], ids=["eps", "flow"])
 def test_cosine_is_the_papers_log_snr_at_even_times(path, bounds, shift):
-    sigmas = SCHEDULES["cosine_log_snr"](9, *bounds, path=path, shift=shift)[:-1].double()
+    sigmas = SCHEDULES["cosine_log_snr"](9, *bounds, path=path, noise_shift=shift)[:-1].double()
     log_snr = 2 * path.lam(sigmas)
 
     def time_at(value):

@@ -5,6 +5,7 @@ import torch
 from comfyui_distillery.samplers.core import check_sigmas
 from comfyui_distillery.samplers.noise import gaussian as noise_of
 from comfyui_distillery.samplers.noise import item_seeds
+from comfyui_distillery.samplers.schedules import SCHEDULES
 from comfyui_distillery.samplers.solvers import SOLVERS
 from comfyui_distillery.samplers.solvers.per_step import Rule
 
@@ -88,9 +89,11 @@ def test_bad_settings(key):
             solver(gaussian(FLOW), x, torch.tensor([14.0, 0.0]), path=FLOW)
 
 
-def test_in_one_family_knobs_of_one_name_have_the_same_options():
-    """The browser carries a choice over to another method's widget of the same name."""
-    options = {}
-    for solver in SOLVERS.values():
-        for knob in solver.knobs:
-            assert options.setdefault((solver.family, knob.name), knob.options) == knob.options, (solver.title, knob.name)
+def test_in_one_family_knobs_of_one_name_have_the_same_options_and_default():
+    """The browser carries a value over to another method's widget of the same name. Any order is good for any method."""
+    known = {}
+    for method in [*SOLVERS.values(), *SCHEDULES.values()]:
+        for knob in method.knobs:
+            meaning = knob.options, None if knob.name == "order" else knob.default
+            family = getattr(method, "family", "schedules")
+            assert known.setdefault((family, knob.name), meaning) == meaning, (method.title, knob.name)
