@@ -26,6 +26,11 @@ def to_d(x, sigma, denoised):
     return (x - denoised) / append_dims(sigma, x)
 
 
+def predicted_noise(path, x, denoised, sigma):
+    """eps, of unit variance, on every path: x = alpha denoised + sigma eps."""
+    return to_d(x, sigma, path.alpha(sigma) * denoised)
+
+
 def denoiser(model, extra_args):
     """``model`` as a function of x and one sigma, (), that answers in x's dtype: for further calls within a step."""
     return lambda x, sigma: model(x, sigma.expand(len(x)), **(extra_args or {})).to(x)

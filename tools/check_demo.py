@@ -5,7 +5,6 @@ Writes the first 32 pictures to docs/models/NAME.jpg and prints the figures.
 """
 
 import argparse
-import asyncio
 import json
 import random
 from collections import defaultdict
@@ -14,8 +13,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from bench.hosted import encode, node_classes, stacked
+
 from . import ROOT, shapes
-from .inprocess import import_comfyui
 from .train_judge import right
 
 
@@ -23,17 +23,12 @@ class Bundled:
     """A bundled model behind core's nodes, one caption per picture of a batch."""
 
     def __init__(self, name):
-        import nodes
-
-        self.nodes = nodes.NODE_CLASS_MAPPINGS
+        self.nodes = node_classes()
         self.model, self.clip, self.vae = self.nodes["Distillery_LoadDemoModel"].EXECUTE_NORMALIZED(name=name).args
         self.channels = self.model.get_model_object("latent_format").latent_channels
 
     def encode(self, captions):
-        conditions = [self.nodes["CLIPTextEncode"]().encode(self.clip, caption)[0][0] for caption in captions]
-        pooled = [extra["pooled_output"] for _, extra in conditions]
-        extra = {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}
-        return [[torch.cat([tokens for tokens, _ in conditions]), extra]]
+        return stacked([encode(self.clip, caption) for caption in captions])
 
     def pictures(self, captions, seed, steps=25, cfg=4.0):
         """IMAGE (B, 128, 128, 3) in [0, 1]."""
@@ -41,14 +36,6 @@ class Bundled:
         conditions = self.encode(captions), self.encode([""] * len(captions))
         (sampled,) = self.nodes["KSampler"]().sample(self.model, seed, steps, cfg, "euler", "simple", *conditions, latent)
         return self.nodes["VAEDecode"]().decode(self.vae, sampled)[0]
-
-
-def load_pack():
-    import_comfyui()
-    import nodes
-
-    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    asyncio.run(nodes.load_custom_node(str(ROOT)))
 
 
 def shares(scenes, reads):
@@ -108,7 +95,7 @@ def main():
     parser.add_argument("names", nargs="*", default=["shapes-dit"])
     parser.add_argument("--count", type=int, default=1000)
     options = parser.parse_args()
-    load_pack()
+    node_classes()
     for name in options.names:
         print(name, json.dumps(check(name, options.count), indent=2))
 

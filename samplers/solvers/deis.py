@@ -9,7 +9,7 @@ from math import inf
 
 import torch
 
-from ..core import Knob, march, to_d
+from ..core import Knob, march, predicted_noise
 from .lambda_ddim import NODES, WEIGHTS
 from .phi import exact_weights, total
 from .solver import Solver
@@ -26,8 +26,7 @@ def sample_deis(model, x, sigmas, extra_args=None, callback=None, disable=None, 
     history = []  # predicted noise, newest first
 
     def step(i, x, denoised, sigma, sigma_next):
-        alpha = path.alpha(sigma)
-        history.insert(0, to_d(x, sigma, alpha * denoised))
+        history.insert(0, predicted_noise(path, x, denoised, sigma))
         del history[order:]
         keep, weights = steps[i]
         return keep * denoised + total(weights, history)

@@ -4,7 +4,7 @@ arXiv:2308.02157, with the tableaus of Hochbruck and Ostermann 2005, doi:10.1137
 
 from itertools import pairwise
 
-from ..core import Knob, denoiser, march, to_d
+from ..core import Knob, denoiser, march, predicted_noise
 from .phi import FLOW_TIME, time_path, total
 from .solver import Solver
 from .tableaus import BY_NAME
@@ -28,7 +28,7 @@ def runge_kutta(tableau, model, x, sigmas, extra_args, callback, path, flow_time
         for stage_sigma, carry, weights in rows:
             if predictions:
                 denoised = denoise(stage, sigma)
-            predictions.append(to_d(stage, sigma, path.alpha(sigma) * denoised) if by_noise else denoised)
+            predictions.append(predicted_noise(path, stage, denoised, sigma) if by_noise else denoised)
             stage = carry * start + total(weights, predictions)
             sigma = x.new_full((), stage_sigma)
         return stage

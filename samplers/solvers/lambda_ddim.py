@@ -7,7 +7,7 @@ This is the scalar form, lambda-DDIM-I.
 
 import torch
 
-from ..core import Knob, march, to_d
+from ..core import Knob, march, predicted_noise
 from .solver import Solver
 
 # Gauss-Legendre on [-1, 1], 4 points.
@@ -29,7 +29,7 @@ def sample_lambda_ddim(model, x, sigmas, extra_args=None, callback=None, disable
     keep, renoise = coefficients(path, sigmas.cpu().double(), lambda_c)
 
     def step(i, x, denoised, sigma, sigma_next):
-        eps = to_d(x, sigma, path.alpha(sigma) * denoised)
+        eps = predicted_noise(path, x, denoised, sigma)
         return keep[i].to(x) * denoised + renoise[i].to(x) * eps
 
     return march(step, model, x, sigmas, extra_args, callback)

@@ -9,9 +9,9 @@ from math import sqrt
 
 import torch
 
-from ..core import Knob, batch_dims, denoiser, march
+from ..core import Knob, batch_dims, denoiser, march, predicted_noise
 from ..noise import from_seed
-from .renoise import check_range, predicted_noise, renoised
+from .renoise import check_range, renoised
 from .solver import Solver
 
 

@@ -4,12 +4,7 @@ On every path x = alpha denoised + sigma eps, eps being the predicted noise. Wri
 coordinates, keeps the path's own share of noise, and holds at sigma 1 of a flow, where the VE image is infinite.
 """
 
-from ..core import to_d
-
-
-def predicted_noise(path, x, denoised, sigma):
-    """eps, of unit variance."""
-    return (x - path.alpha(sigma) * denoised) / sigma
+from ..core import predicted_noise, to_d
 
 
 def renoised(path, x, denoised, sigma, sigma_next, keep, fresh, noise_sampler):
