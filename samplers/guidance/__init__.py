@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core import Knob, complete
+from ..core import Knob, complete, takes
 from .projected import RunningDifference, apg
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A guidance rule as users meet it, on denoised latents. At ``neutral`` it is plain CFG.
+    """A guidance rule as users meet it: ``rule(cond, uncond, scale, *, <knobs>) -> denoised``, all (B, C, ..., H, W).
 
-    ``new_state(knobs)``, given every knob, makes what the rule remembers in one run, or None: pass it as state.
+    At ``neutral`` it is plain CFG. A rule with a parameter ``at`` is told the Moment, one with ``state`` what it remembers in
+    this run: ``new_state(knobs)``, given every knob. A ``spatial`` rule looks at places, channels or frequencies, so that latents
+    packed into one are taken apart for it. family is the node that offers it.
     """
 
     rule: Callable
@@ -20,14 +22,25 @@ class Rule:
     good_for: str
     knobs: tuple[Knob, ...]
     neutral: dict
+    family: str
     new_state: Callable[[dict], object] = lambda knobs: None
+    spatial: bool = False
 
     def is_neutral(self, knobs):
         settings = complete(self.knobs, knobs)
         return all(settings[name] == value for name, value in self.neutral.items())
 
-    def __call__(self, cond, uncond, scale, *, state=None, **knobs):
-        return self.rule(cond, uncond, scale, state=state, **complete(self.knobs, knobs))
+    def __call__(self, cond, uncond, scale, *, at=None, state=None, **knobs):
+        settings = complete(self.knobs, knobs)
+        if takes(self.rule, "state"):
+            settings["state"] = state
+        if not self.spatial or at is None or at.shapes is None:
+            return self.one(cond, uncond, scale, at, settings)
+        parts = zip(at.parts(cond), at.parts(uncond), at.split(), strict=True)
+        return at.joined([self.one(c, u, scale, moment, settings) for c, u, moment in parts])
+
+    def one(self, cond, uncond, scale, at, settings):
+        return self.rule(cond, uncond, scale, **settings, **({"at": at} if takes(self.rule, "at") else {}))
 
 
 RULES = {
@@ -44,6 +57,7 @@ RULES = {
                  "away from it; the paper uses -0.75 to -0.5.", min=-1.0, max=1.0, step=0.01),
         ),
         neutral={"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0},
+        family="projected",
         new_state=lambda knobs: RunningDifference() if knobs["momentum"] else None,
     ),
 }

@@ -1,0 +1,7 @@
+"""Every skipping rule, by name."""
+
+from .adaptive import ADAPTIVE
+from .interval import INTERVAL
+from .periodic import PERIODIC
+
+SKIPS = {"adaptive": ADAPTIVE, "interval": INTERVAL, "every_nth": PERIODIC}
