@@ -36,7 +36,6 @@ class Drop:
 
     def difference(self, moment, cond):
         """The difference at this moment for every item, (B, ...), from d_cond (B, ...); None is zero."""
-        return None
 
 
 class Skipper:
