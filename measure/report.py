@@ -1,7 +1,8 @@
 """The record of sampling runs: one row per step, and totals. Plain dicts, ready for JSON.
 
 An evaluation is the network applied to one condition (positive, negative, ...) at one noise level, for the whole batch;
-a call may hold several evaluations, because ComfyUI runs conditions of the same shape in one batch. A parallel solver's
+a call may hold several evaluations, because ComfyUI runs conditions of the same shape in one batch. For some items of the batch
+alone it is that share of an evaluation. A parallel solver's
 evaluation is of several noise levels at once, its round; steps that a round settles beside the first have no evaluation.
 
 A run is {"steps": rows, "totals": totals, "complete": whether it ran to its end}. Each row has
@@ -17,6 +18,7 @@ and, from an accelerator, any of
     blocks          {"done": how many, "skipped": how many} blocks of the network, over all evaluations of the row
     decision        one word: what the accelerator chose here, such as "run", "reuse" or "forecast"
     reason          why, in words: "change 0.03 is below 0.10"
+    values          {name: a number it measured here}, such as the similarity of two predictions
 
 The totals are steps, calls, evaluations, branches ({branch: evaluations}), seconds and, where the device counts it,
 peak_memory: the most bytes that torch held at once during the run, weights included.
@@ -25,35 +27,61 @@ peak_memory: the most bytes that torch held at once during the run, weights incl
 import csv
 import io
 from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Prediction:
+    """One model evaluation of the solver: when it began, which step it opens if any, and what became of it."""
+
+    when: float
+    step: int | None = None
+    calls: int = 0
+    evaluations: Counter = field(default_factory=Counter)
+    skipped: Counter = field(default_factory=Counter)
+    told: dict = field(default_factory=dict)  # decision, reason, values
 
 
 class Recorder:
     """One run as it happens. Kept for that run only; what remains is the dict that ``end`` fills.
 
-    branches names ComfyUI's conditions by number; one that has no name is "cond 0", "cond 1" and so on.
+    branches names ComfyUI's conditions by number; one that has no name is "cond 0", "cond 1" and so on. items is the number of
+    latents in the batch.
     """
 
-    def __init__(self, sigmas, branches, clock):
-        self.sigmas, self.branches, self.clock = sigmas, branches, clock
-        self.predictions = []  # one per model evaluation of the solver: [step or None, when, calls, evaluations]
+    def __init__(self, sigmas, branches, clock, items=1):
+        self.sigmas, self.branches, self.clock, self.items = sigmas, branches, clock, items
+        self.predictions = []
         self.run = {"steps": [], "totals": {}, "complete": False}
 
     def prediction_started(self):
-        self.predictions.append([None, self.clock(), 0, Counter()])
+        self.predictions.append(Prediction(self.clock()))
 
-    def called(self, conditions):
+    def called(self, conditions, items=None):
+        """The network was called for these conditions, each with so many latents; None: the whole batch."""
+        whole = items is None or items >= self.items  # a parallel solver's batch holds several noise levels
+        self.predictions[-1].calls += 1
+        for condition in conditions:
+            self.predictions[-1].evaluations[self.branch(condition)] += 1 if whole else items / self.items
+
+    def note(self, condition, skipped=0, decision="", reason="", values=None):
+        """An accelerator's word on this condition: the share of an evaluation that it saved, and why."""
         prediction = self.predictions[-1]
-        prediction[2] += 1
-        prediction[3].update(map(self.branch, conditions))
+        if skipped:
+            prediction.skipped[self.branch(condition)] += skipped
+        told = {"decision": decision, "reason": reason}
+        prediction.told |= {key: word for key, word in told.items() if word}
+        if values:
+            prediction.told.setdefault("values", {}).update(values)
 
     def branch(self, condition):
         return self.branches[condition] if condition < len(self.branches) else f"cond {condition}"
 
     def step_started(self, step):
         """Solvers announce a step after its first prediction, so the latest one opens it."""
-        if not self.predictions or self.predictions[-1][0] is not None:
+        if not self.predictions or self.predictions[-1].step is not None:
             self.prediction_started()  # a cache answered for the network
-        self.predictions[-1][0] = step
+        self.predictions[-1].step = step
 
     def end(self, completed, peak_memory=None):
         """Seconds count from the first prediction, so loading the model is not among them. peak_memory in bytes, if known."""
@@ -61,7 +89,7 @@ class Recorder:
         rows, waiting = [], []
         for prediction in self.predictions:
             waiting.append(prediction)
-            if prediction[0] is not None or rows:  # what precedes the first announced step is part of it
+            if prediction.step is not None or rows:  # what precedes the first announced step is part of it
                 self.add(rows, waiting)
                 waiting = []
         if waiting:
@@ -69,8 +97,10 @@ class Recorder:
         stops = [row["start"] for row in rows[1:]] + [now]
         for row, stop in zip(rows, stops):
             row["seconds"] = stop - row.pop("start")
-            row["evaluations"] = dict(sorted(row["evaluations"].items()))
-        branches = sum((prediction[3] for prediction in self.predictions), Counter())
+            for key in ("evaluations", "skipped"):
+                if key in row:
+                    row[key] = dict(sorted(row[key].items()))
+        branches = sum((prediction.evaluations for prediction in self.predictions), Counter())
         self.run["steps"] = rows
         self.run["totals"] = {
             "steps": len(rows),
@@ -85,14 +115,19 @@ class Recorder:
 
     def add(self, rows, predictions):
         """Count predictions in: to a new row if the last of them opens a step, or nothing is open yet."""
-        step, when = predictions[-1][0], predictions[0][1]
+        step = predictions[-1].step
         if step is not None or not rows:
             step = step or 0
             sigma = self.sigmas[step] if step < len(self.sigmas) else None  # an adaptive solver takes steps of its own
-            rows.append({"step": step, "sigma": sigma, "calls": 0, "evaluations": Counter(), "start": when})
-        for _, _, calls, evaluations in predictions:
-            rows[-1]["calls"] += calls
-            rows[-1]["evaluations"] += evaluations
+            started = {"calls": 0, "evaluations": Counter(), "start": predictions[0].when}
+            rows.append({"step": step, "sigma": sigma, **started})
+        row = rows[-1]
+        for prediction in predictions:
+            row["calls"] += prediction.calls
+            row["evaluations"] += prediction.evaluations
+            if prediction.skipped:
+                row["skipped"] = row.get("skipped", Counter()) + prediction.skipped
+            row |= prediction.told
 
 
 class Report:
@@ -101,10 +136,10 @@ class Report:
     def __init__(self):
         self.prompt, self.runs = None, []
 
-    def begin(self, prompt, sigmas, branches, clock):
+    def begin(self, prompt, sigmas, branches, clock, items=1):
         if prompt is None or prompt != self.prompt:
             self.prompt, self.runs = prompt, []
-        recorder = Recorder(sigmas, branches, clock)
+        recorder = Recorder(sigmas, branches, clock, items)
         self.runs.append(recorder.run)
         return recorder
 
@@ -117,11 +152,11 @@ def summary(runs):
     lines = []
     for run in runs:
         total = run["totals"]
-        branches = ", ".join(f"{count} {name}" for name, count in total["branches"].items())
+        branches = ", ".join(f"{count:g} {name}" for name, count in total["branches"].items())
         skipped = sum(sum(row.get("skipped", {}).values()) for row in run["steps"])
         lines.append(
-            f"{total['steps']} steps, {total['evaluations']} model evaluations ({branches}) in {total['calls']} calls"
-            + (f", {skipped} skipped" if skipped else "")
+            f"{total['steps']} steps, {total['evaluations']:g} model evaluations ({branches}) in {total['calls']} calls"
+            + (f", {skipped:g} skipped ({skipped / (skipped + total['evaluations']):.0%} saved)" if skipped else "")
             + f", {total['seconds']:.2f} s"
             + (f", peak {total['peak_memory'] / 2**30:.2f} GiB" if "peak_memory" in total else "")
             + ("" if run["complete"] else " (stopped early)")
@@ -137,7 +172,7 @@ def names_of(rows, key):
 def to_csv(runs):
     """All rows of all runs as CSV text with a header; runs count from 1. Counts are one column a name: "evaluations cond"."""
     rows = [row for run in runs for row in run["steps"]]
-    counts = [(key, name) for key in ("evaluations", "skipped", "blocks") for name in names_of(rows, key)]
+    counts = [(key, name) for key in ("evaluations", "skipped", "blocks", "values") for name in names_of(rows, key)]
     words = [key for key in ("decision", "reason") if any(key in row for row in rows)]
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
@@ -145,6 +180,6 @@ def to_csv(runs):
     table.writerow(["run", *plain, *(f"{key} {name}" for key, name in counts), *words])
     for number, run in enumerate(runs, 1):
         for row in run["steps"]:
-            numbers = [row.get(key, {}).get(name, 0) for key, name in counts]
+            numbers = [row.get(key, {}).get(name, "" if key == "values" else 0) for key, name in counts]
             table.writerow([number, *(row[key] for key in plain), *numbers, *(row.get(key) for key in words)])
     return text.getvalue()

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 from .plots import new_figure, to_image
 from .report import names_of, summary
@@ -20,13 +21,14 @@ def plot(runs):
     """The runs of a report (``measure.report``), one after the other, as a matplotlib Figure; steps count from 1.
 
     Panels: noise level; evaluations by branch, hatched where they were skipped; blocks done and skipped, where the rows
-    count them; seconds. A word of ``decision`` stands over the bars of its step where there is room.
+    count them; each value that was measured on the way; seconds. A word of ``decision`` stands over the bars of its step where there is room.
     Raises ValueError for a report without steps, or without matplotlib.
     """
     rows = [row for run in runs for row in run["steps"]]
     if not rows:
         raise ValueError(f"report: has no steps to draw. {summary(runs)}")
-    panels = [_sigmas, _evaluations, *([_blocks] if names_of(rows, "blocks") else []), _seconds]
+    curves = [partial(_curve, name=name) for name in names_of(rows, "values")]
+    panels = [_sigmas, _evaluations, *([_blocks] if names_of(rows, "blocks") else []), *curves, _seconds]
     words = summary(runs)
     height = PANEL * len(panels) + LINE * (2 + words.count("\n"))
     figure, axes = new_figure(WIDTH, height, rows=len(panels))
@@ -85,6 +87,11 @@ def _blocks(axis, rows):
     done, skipped = _counts(rows, "blocks", "done"), _counts(rows, "blocks", "skipped")
     _stack(axis, rows, [("done", done, {"color": "tab:green"}), ("skipped", skipped, SKIPPED)])
     axis.set_ylabel("blocks")
+
+
+def _curve(axis, rows, name):
+    axis.plot(_positions(rows), [row.get("values", {}).get(name, math.nan) for row in rows], marker="o", markersize=4)
+    axis.set_ylabel(name)
 
 
 def _seconds(axis, rows):

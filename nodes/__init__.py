@@ -4,8 +4,8 @@ from . import version  # noqa: F401, I001  first: it says so if this ComfyUI is 
 
 from comfy_api.latest import ComfyExtension
 
-from . import compare, demo, guidance, invert, metrics, plots, prompt_score, registration, reports, sampler_extras
-from . import samplers, schedules, sigma_editor, sweep
+from . import compare, demo, guidance, guidance_prompts, invert, metrics, plots, prompt_score, registration, reports, sampler_extras
+from . import discriminator, samplers, schedules, sigma_editor, sweep
 
 
 class Distillery(ComfyExtension):
@@ -13,5 +13,7 @@ class Distillery(ComfyExtension):
         registration.register_if_asked()
 
     async def get_node_list(self):
-        generation = demo.NODES + samplers.NODES + sampler_extras.NODES + invert.NODES + schedules.NODES + sigma_editor.NODES + guidance.NODES
-        return generation + reports.NODES + compare.NODES + metrics.NODES + prompt_score.NODES + plots.NODES + sweep.NODES
+        sampling = [demo, samplers, sampler_extras, invert, schedules, sigma_editor]
+        guiding = [guidance, guidance_prompts, discriminator]
+        measuring = [reports, compare, metrics, prompt_score, plots, sweep]
+        return [node for module in sampling + guiding + measuring for node in module.NODES]

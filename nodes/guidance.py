@@ -1,31 +1,126 @@
-"""Nodes that change a MODEL's guidance."""
+"""Nodes that change a MODEL's guidance, and the same as a GUIDER."""
 
+import comfy.samplers
 from comfy_api.latest import io
 
+from ..measure.report import Report as Runs
 from ..samplers.guidance import RULES
+from ..samplers.guidance.skipping import SKIPS
 from . import host
-from .inputs import chosen, method_input
+from .host_guidance import check_scale, with_rule
+from .inputs import chosen, family, method_input
+from .reports import Report
+
+MODEL = io.Model.Input("model", tooltip="Any model that is sampled with a negative prompt, with or without other guidance nodes.")
+REPORT = Report.Output("report", display_name="report", tooltip="Steps, evaluations and what was decided: for Show Report.")
+
+
+def outputs(tooltip):
+    return [io.Model.Output(tooltip=tooltip), REPORT]
+
+
+def reported(model):
+    """What such a node puts out: the model, watched by a report of its own."""
+    report = Runs()
+    return io.NodeOutput(host.with_report(model, report), report)
+
+
+class SkipGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Distillery_SkipGuidance",
+            display_name="Adaptive Guidance",
+            category="distillery/guidance",
+            description="Fewer evaluations of the negative prompt: adaptive, in an interval, every n-th step, or extrapolated. Works "
+            "with KSampler and any other sampler.",
+            search_aliases=["adaptive guidance", "cfg", "skip uncond", "linear ag", "fastercache", "cfg interval", "speed"],
+            not_idempotent=True,
+            inputs=[MODEL, method_input(SKIPS)],
+            outputs=outputs("The same model with fewer unconditional evaluations. CFG 1 is unaffected."),
+        )
+
+    @classmethod
+    def execute(cls, model, method) -> io.NodeOutput:
+        return reported(with_rule(model, *chosen(method, SKIPS)))
 
 
 class ProjectedGuidance(io.ComfyNode):
+    METHODS = family(RULES, "projected")
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="Distillery_ProjectedGuidance",
             display_name="Projected Guidance (APG)",
             category="distillery/guidance",
-            description="High CFG without burnt colours. Works with KSampler; the CFG scale keeps its usual meaning.",
-            search_aliases=["apg", "adaptive projected guidance", "cfg", "saturation"],
-            inputs=[
-                io.Model.Input("model", tooltip="Any model that is sampled with a negative prompt."),
-                method_input(RULES),
-            ],
-            outputs=[io.Model.Output(tooltip="The same model with this guidance. CFG 1 is unaffected.")],
+            description="Better directions of guidance: APG, CFG-Zero*, TCFG. Works with KSampler; the CFG scale keeps its usual meaning.",
+            search_aliases=["apg", "adaptive projected guidance", "cfg", "saturation", "cfg zero star", "tcfg"],
+            not_idempotent=True,
+            inputs=[MODEL, method_input(cls.METHODS)],
+            outputs=outputs("The same model with this guidance. CFG 1 is unaffected."),
         )
 
     @classmethod
     def execute(cls, model, method) -> io.NodeOutput:
-        return io.NodeOutput(host.with_guidance(model, *chosen(method, RULES)))
+        return reported(with_rule(model, *chosen(method, cls.METHODS)))
 
 
-NODES = [ProjectedGuidance]
+class GuidanceStrength(io.ComfyNode):
+    METHODS = family(RULES, "strength")
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Distillery_GuidanceStrength",
+            display_name="Guidance Strength",
+            category="distillery/guidance",
+            description="How strong guidance is, by time, frequency or size, and what becomes of values out of range.",
+            search_aliases=["cfg", "rescale", "dynamic threshold", "cfg schedule", "frequency decoupled", "mambo", "burn", "saturation"],
+            not_idempotent=True,
+            inputs=[MODEL, method_input(cls.METHODS)],
+            outputs=outputs("The same model with this guidance. CFG 1 is unaffected."),
+        )
+
+    @classmethod
+    def execute(cls, model, method) -> io.NodeOutput:
+        return reported(with_rule(model, *chosen(method, cls.METHODS)))
+
+
+class Guider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Distillery_Guider",
+            display_name="Guider",
+            category="distillery/guidance",
+            description="CFG with one rule that skips and one that shapes, as a GUIDER for SamplerCustomAdvanced.",
+            search_aliases=["cfg guider", "adaptive guider", "adaptive guidance", "apg"],
+            not_idempotent=True,
+            inputs=[
+                MODEL,
+                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input("negative", tooltip="What to keep away from."),
+                io.Float.Input("cfg", default=4.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Scale of guidance. 1 is none."),
+                method_input(SKIPS, "skipping", none="Every step is guided."),
+                method_input(RULES, "shaping", none="Plain CFG."),
+            ],
+            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced."), REPORT],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, cfg, skipping, shaping) -> io.NodeOutput:
+        if skipping["skipping"] != "none":
+            rule, settings = chosen(skipping, SKIPS, "skipping")
+            check_scale("cfg", cfg, rule)
+            model = with_rule(model, rule, settings)
+        if shaping["shaping"] != "none":
+            model = with_rule(model, *chosen(shaping, RULES, "shaping"))
+        model, report = reported(model).args
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return io.NodeOutput(guider, report)
+
+
+NODES = [SkipGuidance, ProjectedGuidance, GuidanceStrength, Guider]

@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from tqdm.auto import tqdm
 
+from ..measure.report import Recorder
 from ..samplers.path import Path
 from .host_batches import Spread
 
@@ -163,12 +164,12 @@ def sigmas_for(model, schedule, steps, denoise, settings, latent=None):
 # MODEL
 
 
-def with_run_state(model, begin, end=lambda state, completed: None):
-    """A clone of ``model`` and a token; during each sampling run ``run_state(transformer_options, token)`` is what
-    ``begin(run)`` returned, where run is a dict of ComfyUI's arguments that begin may change. ``end`` always follows and
-    is told whether the run was completed.
+def with_run_state(model, begin, end=lambda state, completed: None, token=None):
+    """A clone of ``model`` and a token, a new one unless given; during each sampling run ``run_state(transformer_options, token)``
+    is what ``begin(run)`` returned, where run is a dict of ComfyUI's arguments, of which begin may change the callback. ``end``
+    always follows and is told whether the run was completed.
     """
-    model, token = model.clone(), object()
+    model, token = model.clone(), object() if token is None else token
 
     def outer_sample(
         executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None,
@@ -176,7 +177,10 @@ def with_run_state(model, begin, end=lambda state, completed: None):
     ):  # fmt: skip
         guider = executor.class_obj
         check_channels(guider.model_patcher.get_model_object("latent_format"), latent_image, latent_shapes)
-        run = {"guider": guider, "sigmas": sigmas, "callback": callback}
+        run = {
+            "guider": guider, "sampler": sampler, "sigmas": sigmas, "callback": callback, "noise": noise, "seed": seed,
+            "latent_image": latent_image, "denoise_mask": denoise_mask, "latent_shapes": latent_shapes,
+        }  # fmt: skip
         state = begin(run)
         guider.model_options["transformer_options"].setdefault(RUNS, {})[token] = state
         completed = False
@@ -198,6 +202,11 @@ def run_state(transformer_options, token):
     return transformer_options[RUNS][token]
 
 
+def recorders(transformer_options):
+    """The records that are kept of this run."""
+    return [state for state in transformer_options.get(RUNS, {}).values() if isinstance(state, Recorder)]
+
+
 def with_channel_check(model):
     """A clone that answers a latent of another model's shape with a clear message."""
     return with_run_state(model, lambda run: None)[0]
@@ -215,43 +224,6 @@ def with_shift(model, shift):
     return model
 
 
-def with_guidance(model, rule, settings):
-    """A clone whose guidance is ``rule``. At the rule's neutral settings nothing is hooked: core's own CFG runs.
-
-    The rule's difference to plain CFG is added after the CFG step, so that other patches of that step keep theirs.
-    """
-    if rule.is_neutral(settings):
-        return model.clone()
-
-    def begin(run):
-        guider = run["guider"]
-        if not is_plain_cfg(guider):
-            raise ValueError(
-                f"{type(guider).__name__} mixes several prompts by a rule of its own, which {rule.title} cannot change. Use "
-                "CFGGuider or KSampler, or remove this node."
-            )
-        foreign = guider.model_options.get("sampler_cfg_function")
-        if foreign is not None:
-            name = getattr(foreign, "__qualname__", None) or repr(foreign)
-            raise ValueError(
-                f"model already has a CFG function of its own, {name}, which replaces the guidance that {rule.title} "
-                "changes. Remove that node or this one."
-            )
-        return rule.new_state(settings)
-
-    def post_cfg(args):
-        if args["uncond"] is None:  # CFG 1: core skipped the negative, there is nothing to guide with
-            return args["denoised"]
-        cond, uncond, scale = args["cond_denoised"], args["uncond_denoised"], args["cond_scale"]
-        state = run_state(args["model_options"]["transformer_options"], token)
-        guided = rule(cond, uncond, scale, state=state, **settings)
-        return args["denoised"] + (guided - (uncond + (cond - uncond) * scale))
-
-    model, token = with_run_state(model, begin)
-    model.set_model_sampler_post_cfg_function(post_cfg)
-    return model
-
-
 def with_report(model, report):
     """A clone that records each of its runs in ``report`` (measure.report.Report), and changes nothing.
 
@@ -265,7 +237,8 @@ def with_report(model, report):
             torch.cuda.reset_peak_memory_stats(device)
         context = get_executing_context()
         branches = ("cond", "uncond") if is_plain_cfg(run["guider"]) else ()
-        recorder = report.begin(context and context.prompt_id, run["sigmas"].tolist(), branches, time.perf_counter)
+        sigmas, items = run["sigmas"].tolist(), len(run["noise"])
+        recorder = report.begin(context and context.prompt_id, sigmas, branches, time.perf_counter, items)
         callback = run["callback"]
 
         def step_started(step, denoised, x, total_steps):
@@ -281,7 +254,8 @@ def with_report(model, report):
         return executor(x, timestep, model_options, seed)
 
     def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        run_state(transformer_options, token).called(transformer_options["cond_or_uncond"])
+        conditions, recorder = transformer_options["cond_or_uncond"], run_state(transformer_options, token)
+        recorder.called(conditions, len(x) // len(conditions))
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def end(recorder, completed):

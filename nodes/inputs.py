@@ -15,17 +15,22 @@ def knob_input(knob):
     return kind.Input(knob.name, min=knob.min, max=knob.max, step=knob.step, **common)
 
 
-def method_input(methods):
-    """A choice among registry entries; each shows its own knobs beneath. ``execute`` gets one dict: see ``chosen``."""
-    lines = [f"{name}: {method.title}, {method.source}. Good for {method.good_for}." for name, method in methods.items()]
-    options = [io.DynamicCombo.Option(name, list(map(knob_input, method.knobs))) for name, method in methods.items()]
-    return io.DynamicCombo.Input("method", options=options, tooltip="\n".join(lines))
+def method_input(methods, name="method", none=None):
+    """A choice among registry entries; each shows its own knobs beneath. ``execute`` gets one dict: see ``chosen``.
+
+    With ``none``, a sentence that says what then happens, the first choice is "none".
+    """
+    lines = [f"{key}: {method.title}, {method.source}. Good for {method.good_for}." for key, method in methods.items()]
+    options = [io.DynamicCombo.Option(key, list(map(knob_input, method.knobs))) for key, method in methods.items()]
+    if none:
+        lines, options = [f"none: {none}", *lines], [io.DynamicCombo.Option("none", []), *options]
+    return io.DynamicCombo.Input(name, options=options, tooltip="\n".join(lines))
 
 
-def chosen(method, methods):
+def chosen(method, methods, name="method"):
     """The registry entry and all its knobs, from the dict that ComfyUI makes of a ``method_input``."""
-    entry = methods[method["method"]]
-    return entry, complete(entry.knobs, {name: value for name, value in method.items() if name != "method"})
+    entry = methods[method[name]]
+    return entry, complete(entry.knobs, {key: value for key, value in method.items() if key != name})
 
 
 def family(registry, name):

@@ -88,12 +88,40 @@ def test_the_summary_tells_peak_memory_and_skipped_evaluations_where_there_are_a
     predict(recorder, [1, 0])
     recorder.step_started(0)
     recorder.step_started(1)
+    for condition in (0, 1):
+        recorder.note(condition, skipped=1)
     recorder.end(True, peak_memory=3 * 2**29)
-    recorder.run["steps"][1]["skipped"] = {"cond": 1, "uncond": 1}
+    assert report.runs[0]["steps"][1]["skipped"] == {"cond": 1, "uncond": 1}
     assert report.runs[0]["totals"]["peak_memory"] == 3 * 2**29
     assert summary(report.runs) == (
-        "2 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 2 skipped, 2.00 s, peak 1.50 GiB"
+        "2 steps, 2 model evaluations (1 cond, 1 uncond) in 1 calls, 2 skipped (50% saved), 2.00 s, peak 1.50 GiB"
     )
+
+
+def test_some_items_of_a_batch_are_that_share_of_an_evaluation(report):
+    recorder = report.begin("a", [2.0, 1.0, 0.0], ("cond", "uncond"), itertools.count().__next__, items=4)
+    for step, items in enumerate((4, 1)):
+        recorder.prediction_started()
+        recorder.called([0], 4)
+        recorder.called([1], items)
+        recorder.note(1, (4 - items) / 4, "drop", "they agree", {"similarity": 0.5 + step / 4})
+        recorder.step_started(step)
+    recorder.end(True)
+    (run,) = report.runs
+    assert run["totals"]["branches"] == {"cond": 2, "uncond": 1.25} and run["totals"]["evaluations"] == 3.25
+    assert "skipped" not in run["steps"][0] and run["steps"][1]["skipped"] == {"uncond": 0.75}
+    assert [row["values"]["similarity"] for row in run["steps"]] == [0.5, 0.75]
+    assert (run["steps"][1]["decision"], run["steps"][1]["reason"]) == ("drop", "they agree")
+    assert "3.25 model evaluations (2 cond, 1.25 uncond) in 4 calls, 0.75 skipped (19% saved)" in summary(report.runs)
+    assert to_csv(report.runs).splitlines()[0].endswith("skipped uncond,values similarity,decision,reason")
+
+
+def test_a_parallel_solver_s_larger_batch_is_one_evaluation(report):
+    recorder = report.begin("a", [1.0, 0.0], ("cond",), itertools.count().__next__, items=2)
+    recorder.prediction_started()
+    recorder.called([0], 8)
+    recorder.end(True)
+    assert report.runs[0]["totals"]["evaluations"] == 1
 
 
 def test_without_runs_the_summary_says_what_to_connect(report):

@@ -4,5 +4,6 @@ Each is run by tests/host instead, in the real ComfyUI, on small models with ran
 """
 
 NEED_WEIGHTS = {  # node id: the weights, and the test that runs the node
+    "Distillery_LoadDiscriminator": ("a file that Fit Discriminator has saved on this machine", "test_discriminator.py"),
     "Distillery_PromptScore": ("a CLIP with both its towers, of which core knows ViT-L (0.9 GB) and larger", "test_prompt_score.py"),
 }

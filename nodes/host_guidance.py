@@ -1,0 +1,270 @@
+"""Guidance rules as an ordered chain on a MODEL: how they meet ComfyUI's predictions.
+
+A skipping rule fills in an unconditional prediction where core would evaluate it, in a wrapper of CALC_COND_BATCH, so that guiders,
+pre-CFG functions and whatever replaced the CFG function work with it as with any other. A shaping rule stands first among the
+post-CFG functions and changes what the CFG step made. All links of a chain share one wrapper of each kind.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..samplers.core import complete, takes
+from ..samplers.guidance import Rule
+from ..samplers.guidance.chain import guide
+from ..samplers.guidance.contrast import Contrast
+from ..samplers.guidance.moment import Moment
+from ..samplers.guidance.skipping.skip import Skip, similarities
+from .host import RUNS, is_plain_cfg, path_of, recorders, run_state, solver_of, with_run_state
+from .host_prompts import active, roles_of, rows_of
+
+CHAIN = "distillery_guidance"  # in transformer_options: the links in graph order
+
+
+@dataclass(frozen=True)
+class Link:
+    rule: Rule | Skip
+    settings: dict
+
+
+def with_rule(model, rule, settings):
+    """A clone of ``model`` that follows ``rule`` after the rules it has already. At neutral settings nothing is hooked."""
+    settings = complete(rule.knobs, settings)
+    if isinstance(rule, Skip):
+        rule.check(settings)
+    return model.clone() if rule.is_neutral(settings) else with_link(model, Link(rule, settings))
+
+
+def check_scale(name, scale, rule):
+    """ValueError for a scale below 1 with a rule that skips."""
+    if scale < 1:
+        raise ValueError(
+            f"{name} is {scale:g}: {rule.title} skips the negative prompt where it hardly matters, and below 1 guidance points the "
+            "other way. Raise it, or remove the node that skips."
+        )
+
+
+def with_link(model, link):
+    links = model.model_options["transformer_options"].get(CHAIN, ())
+    if links:
+        model = model.clone()
+    else:
+        model, _ = with_run_state(model, Run, Run.end, token=CHAIN)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, CHAIN, predict_noise)
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, CHAIN, calc_cond_batch)
+    model.model_options["transformer_options"][CHAIN] = (*links, link)
+    return model
+
+
+def predict_noise(executor, x, timestep, model_options, seed):
+    return run_state(model_options["transformer_options"], CHAIN).predict(executor, x, timestep, model_options, seed)
+
+
+def calc_cond_batch(executor, model, conds, x, timestep, model_options):
+    run = model_options["transformer_options"].get(RUNS, {}).get(CHAIN)
+    evaluate = executor if run is None else run.evaluator(executor, conds, model_options)
+    return evaluate(model, conds, x, timestep, model_options)
+
+
+class Run:
+    """The chain at work in one sampling run."""
+
+    def __init__(self, run):
+        self.guider, self.sigmas = run["guider"], run["sigmas"].tolist()
+        options = self.guider.model_options
+        links = options["transformer_options"][CHAIN]
+        self.skips = [link for link in links if isinstance(link.rule, Skip)]
+        self.shaping = [(link.rule, link.settings, link.rule.new_state(link.settings)) for link in links if isinstance(link.rule, Rule)]
+        self.contrasts = [(link, link.others(run)) for link in links if isinstance(link.rule, Contrast)]
+        self.sampling = self.guider.model_patcher.get_model_object("model_sampling")
+        self.path = path_of(self.sampling) if any(takes(rule.rule, "at") for rule, _, _ in self.shaping) else None
+        shapes = run["latent_shapes"]
+        self.shapes = tuple(map(tuple, shapes)) if shapes is not None and len(shapes) > 1 else None
+        self.skippers = {}  # for each branch and each set of prompts: one for each of ``skips``
+        self.evaluated = set()  # the context windows of the present prediction
+        self.reached = self.shaped = False
+        self.check(run["sampler"])
+        options["sampler_post_cfg_function"] = [self.post_cfg, *options.get("sampler_post_cfg_function", [])]
+
+    def check(self, sampler):
+        for name in ("cfg", "cfg1", "cfg2"):
+            for link in self.skips:
+                check_scale(name, getattr(self.guider, name, 1), link.rule)
+        solver, _ = solver_of(sampler)
+        remembers = [rule.title for rule, _, state in self.shaping if state is not None or takes(rule.rule, "at")]
+        remembers += [link.rule.title for link in self.skips] + [link.rule.title for link, _ in self.contrasts]
+        if solver is not None and solver.mixes_sigmas and remembers:
+            raise ValueError(
+                f"sampler runs several steps at once, which {remembers[0]} cannot follow, as it goes from step to step. Use another "
+                "sampler, or remove that node."
+            )
+        if self.contrasts and not is_plain_cfg(self.guider):
+            raise ValueError(
+                f"{type(self.guider).__name__} mixes several prompts by a rule of its own, beside which {self.contrasts[0][0].rule.title} "
+                "has no meaning. Use CFGGuider or KSampler, or remove that node."
+            )
+
+    def end(self, completed):
+        for _, other in self.contrasts:
+            other.end()
+
+    def moment(self, x, timestep):
+        sigma = float(timestep[0])
+        step = max(sum(level >= sigma * (1 - 1e-6) for level in self.sigmas) - 1, 0)
+        return Moment(x, timestep, step, len(self.sigmas) - 1, self.path, self.shapes)
+
+    def predict(self, executor, x, timestep, model_options, seed):
+        self.evaluated.clear()
+        denoised = executor(x, timestep, model_options, seed)
+        missed = self.skips and not self.reached or self.shaping and not self.shaped
+        if missed and getattr(self.guider, "cfg", None) != 1:
+            link = self.skips[0].rule if self.skips else self.shaping[0][0]
+            raise ValueError(
+                f"{type(self.guider).__name__} guides by a way of its own, in which {link.title} finds no place. Use CFGGuider or "
+                "KSampler, or remove that node."
+            )
+        return denoised
+
+    # Skipping
+
+    def evaluator(self, executor, conds, model_options):
+        """What answers a call of CALC_COND_BATCH: of each prediction the one with the positive prompt and others, as the CFG step
+        needs it. Further ones are by nodes with purposes of their own, such as perturbed attention.
+        """
+        window = model_options["transformer_options"].get("context_window")
+        window = None if window is None else tuple(window.index_list)
+        roles = roles_of(conds, self.guider.conds)
+        if "positive" not in roles or len(conds) < 2 or window in self.evaluated:
+            return executor
+        self.evaluated.add(window)
+        self.reached = True
+        if not (self.skips or self.contrasts):
+            return executor
+        for link, other in self.contrasts:
+            if window is not None and not other.fits_windows:
+                raise ValueError(f"model samples in context windows, which {link.rule.title} cannot follow: remove one of the two.")
+        return lambda *args: self.evaluate(executor, roles, window, *args)
+
+    def evaluate(self, executor, roles, window, model, conds, x, timestep, model_options):
+        moment, positive = self.moment(x, timestep), roles.index("positive")
+        prompts = active(conds[positive], timestep)
+        branches = []
+        for number, role in enumerate(roles):
+            others = active(conds[number] or [], timestep)
+            if number != positive and others:  # else core evaluates nothing
+                skippers = self.skippers_for((window, role, prompts, others))
+                branches.append(Branch(number, skippers, moment, conds[number], model_options, divisible=not self.contrasts))
+        batched = list(conds)
+        for branch in branches:
+            if not branch.whole:
+                batched[branch.number] = None
+        records = recorders(model_options["transformer_options"])
+        contrasting = self.contrasts and self.guider.cfg != 1 and any(branch.whole for branch in branches)
+        contrasts = Contrasts(self.contrasts, moment.step) if contrasting else None
+        if contrasts:
+            batched = contrasts.joining(batched)
+            for recorder in records:
+                recorder.branches = contrasts.names
+        out = list(executor(model, batched, x, timestep, model_options))
+        if contrasts:
+            call = (executor, model, conds[positive], x, timestep, model_options)
+            out[1] = contrasts.uncond(out, self.guider.cfg, call, records)
+        for branch in branches:
+            if branch.rows is not None:
+                alone = [branch.rows if i == branch.number else None for i in range(len(conds))]
+                items = torch.tensor(branch.items, device=x.device)
+                some = executor(model, alone, x[items], timestep[items], model_options)[branch.number]
+                out[branch.number] = out[branch.number].index_copy(0, items, some)
+            out[branch.number] = branch.finish(moment, out[positive], out[branch.number])
+            for recorder in records:
+                recorder.note(branch.number, **branch.note)
+        return out[: len(conds)]
+
+    def skippers_for(self, key):
+        if key not in self.skippers:
+            to_sigma = self.sampling.percent_to_sigma
+            self.skippers[key] = [link.rule.begin(link.settings, to_sigma) for link in self.skips]
+        return self.skippers[key]
+
+    # Shaping
+
+    def post_cfg(self, args):
+        """The CFG step's result, changed. First of its list, so that it sees that step's own result."""
+        self.shaped = True
+        denoised, cond, uncond, scale = (args[key] for key in ("denoised", "cond_denoised", "uncond_denoised", "cond_scale"))
+        empty = args.get("empty_cond_denoised")
+        if empty is not None and self.skips:  # where perpendicular guidance was left nothing to divide by
+            same = (cond == empty).flatten(1).all(1).view(-1, *[1] * (cond.ndim - 1))
+            denoised = torch.where(same, cond, denoised)
+        if not self.shaping or (args["uncond"] is None and empty is None):  # CFG 1: there is nothing to guide with
+            return denoised
+        own = empty is not None or "sampler_cfg_function" in args["model_options"]
+        at = self.moment(args["input"], args["sigma"]) if self.path or self.shapes else None
+        return guide(self.shaping, cond, uncond, scale, at, denoised if own else None)
+
+
+class Branch:
+    """A prompt beside the positive one at one prediction: for which items of the batch it is evaluated, and what the rest get."""
+
+    def __init__(self, number, skippers, moment, cond, model_options, divisible):
+        self.number, self.skippers = number, skippers
+        self.wanted = [skipper.needed(moment) for skipper in skippers]
+        needed = [all(wants[i] for wants in self.wanted) for i in range(len(moment.x))]
+        if is_one_video(cond, moment, model_options):
+            needed = [any(needed)] * len(needed)
+        self.items = [i for i, wanted in enumerate(needed) if wanted]
+        self.skipped = [i for i, wanted in enumerate(needed) if not wanted]
+        partly = self.items and self.skipped and divisible
+        self.rows = rows_of(cond, self.items, len(needed), model_options) if partly else None
+        self.whole = bool(self.items) and self.rows is None
+        self.note = {}
+
+    def finish(self, moment, cond, uncond):
+        """The predictions of this branch, (B, ...): the evaluated ones, else what the first rule that skips has for them."""
+        similar = similarities(moment, cond, uncond, self.items) if self.items and self.skippers else []
+        for skipper in self.skippers if similar else ():
+            skipper.observe(moment, cond, uncond, self.items, similar)
+        word, reason, waiting = "guide" if self.skippers else "", "", set(self.skipped)
+        for skipper, wanted in zip(self.skippers, self.wanted):
+            fills = [i for i in sorted(waiting) if not wanted[i]]
+            if fills:
+                chosen = torch.tensor([i in fills for i in range(len(wanted))], device=cond.device)
+                uncond = torch.where(chosen.view(-1, *[1] * (cond.ndim - 1)), skipper.estimate(moment, cond), uncond)
+                word, reason = skipper.forecast.word, skipper.policy.reason
+                waiting -= set(fills)
+        share = 0 if self.whole else len(self.skipped) / len(moment.x)
+        values = {"similarity": sum(similar) / len(similar)} if similar else {}
+        self.note = {"skipped": share, "decision": word, "reason": reason, "values": values}
+        return uncond
+
+
+class Contrasts:
+    """What else is evaluated at one step beside the positive and the negative prompt, each under a number of its own from 2 on."""
+
+    def __init__(self, links, step):
+        self.asked = [(link, other, *link.rule.wants(link.settings, step)) for link, other in links]
+        self.names = ("cond", "uncond", *(other.name for _, other in links))
+
+    def joining(self, conds):
+        """The prompts of one call: core's own two, as far as they are needed, and the further ones."""
+        positive, negative = conds
+        needed = self.asked[0][2]
+        return [positive, negative if needed else None, *(other.prompt if wanted else None for _, other, _, wanted in self.asked)]
+
+    def uncond(self, out, scale, call, records):
+        """What to guide away from; out: the predictions of that call; further ones are by calls of their own, made with ``call``."""
+        cond, uncond = out[:2]
+        for number, (link, other, keeps, wanted) in enumerate(self.asked, 2):
+            others = []
+            if wanted:
+                others = [other.predict(number, records, *call) if other.prompt is None else out[number]]
+            uncond = link.rule.rule(uncond if keeps else None, others, cond, scale, **link.settings)
+        return uncond
+
+
+def is_one_video(cond, moment, model_options):
+    """Whether the items of the batch are frames of one video, which must be treated alike."""
+    window = model_options["transformer_options"].get("context_window")
+    frames = any("num_video_frames" in entry["model_conds"] for entry in cond)
+    return frames or (window is not None and window.dim == 0 and len(moment.x) > 1)
