@@ -31,7 +31,7 @@ class Group:
     def inputs(self, args, kwargs):
         """The streams in a call of a block's forward, in the order in which it will return them.
 
-        Some blocks (LTXV's, MiniMax's) then write over them: keep a copy of what you need later.
+        The blocks of Flux and its relatives, of LTXV and of MiniMax write over them: keep a copy of what you need later.
         """
         return tuple(kwargs[stream.name] if stream.name in kwargs else args[stream.place] for stream in self.streams)
 
@@ -119,6 +119,7 @@ ARCHITECTURES = (
     Architecture("comfy.ldm.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain", (_group("blocks.*", hidden_states=0),)),
     Architecture("comfy.ldm.pixeldit.model.PixDiT_T2I", (_group("patch_blocks.*", x=0, y=1), _group("pixel_blocks.*", x=0))),
     Architecture("comfy.ldm.triposplat.model.LatentSeqMMFlowModel", (_group("blocks.*", x=0),)),
+    # One block at least has to stay: the last layer reads an embedding that the blocks leave.
     Architecture("comfy.ldm.seedvr.model.NaDiT", (_group("blocks.*", vid=0, txt=1, vid_shape=2, txt_shape=3),)),
 )  # fmt: skip
 
@@ -144,6 +145,7 @@ def architecture_of(kind):
 
 def blocks_of(network):
     """The Blocks of a network (``model.model.diffusion_model``) in the order in which they run. None for an unknown one."""
+    network = getattr(network, "_orig_mod", network)  # of one that torch.compile has wrapped
     architecture = architecture_of(type(network))
     if architecture is None:
         return None

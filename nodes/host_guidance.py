@@ -45,6 +45,14 @@ def check_scale(name, scale, rule):
         )
 
 
+def no_place(guiding, rule):
+    """The ValueError for a guider's class, or a node's function, that never brings the positive and another prompt together."""
+    name = getattr(guiding, "__qualname__", type(guiding).__name__)
+    return ValueError(
+        f"{name} guides by a way of its own, in which {rule.title} finds no place. Use CFGGuider or KSampler, or remove one of the two."
+    )
+
+
 def with_link(model, link):
     links = model.model_options["transformer_options"].get(CHAIN, ())
     if links:
@@ -84,6 +92,7 @@ class Run:
         self.skippers = {}  # for each branch and each set of prompts: one for each of ``skips``
         self.evaluated = set()  # the context windows of the present prediction
         self.reached = self.shaped = False
+        self.scale = None  # the guider's at the present prediction: nodes may change it for a while
         self.check(run["sampler"])
         options["sampler_post_cfg_function"] = [self.post_cfg, *options.get("sampler_post_cfg_function", [])]
 
@@ -116,14 +125,13 @@ class Run:
 
     def predict(self, executor, x, timestep, model_options, seed):
         self.evaluated.clear()
+        self.scale = None
         denoised = executor(x, timestep, model_options, seed)
-        missed = self.skips and not self.reached or self.shaping and not self.shaped
-        if missed and getattr(self.guider, "cfg", None) != 1:
-            link = self.skips[0].rule if self.skips else self.shaping[0][0]
-            raise ValueError(
-                f"{type(self.guider).__name__} guides by a way of its own, in which {link.title} finds no place. Use CFGGuider or "
-                "KSampler, or remove that node."
-            )
+        if self.scale not in (None, 1):
+            if self.skips and not self.reached:
+                raise no_place(type(self.guider), self.skips[0].rule)
+            if self.shaping and not self.shaped:
+                raise no_place(type(self.guider), self.shaping[0][0])
         return denoised
 
     # Skipping
@@ -135,6 +143,10 @@ class Run:
         window = model_options["transformer_options"].get("context_window")
         window = None if window is None else tuple(window.index_list)
         roles = roles_of(conds, self.guider.conds)
+        self.scale = self.guider.cfg
+        replaces = [link.rule for link in (*self.skips, *(link for link, _ in self.contrasts))]
+        if replaces and "positive" not in roles and len(conds) > 1 and any(roles):
+            raise no_place(model_options.get("sampler_calc_cond_batch_function", type(self.guider)), replaces[0])
         if "positive" not in roles or len(conds) < 2 or window in self.evaluated:
             return executor
         self.evaluated.add(window)

@@ -172,7 +172,9 @@ def test_frequency_is_diffusers_with_its_laplacian_pyramid(octaves):
 @every_shape
 def test_low_and_high_guide_two_parts_that_add_up(shape):
     cond, uncond = predictions(shape)
-    low, high, both = (guide("frequency", [(cond, uncond)], 5.0, low=a, high=b)[0] - cond for a, b in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)))
+    low, high, both = (
+        guide("frequency", [(cond, uncond)], 5.0, low=a, high=b)[0] - cond for a, b in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+    )
     assert_close(low + high, both, 1e-12)
     assert min(low.abs().max(), high.abs().max()) > 0.1
 

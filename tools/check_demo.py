@@ -30,11 +30,11 @@ class Bundled:
     def encode(self, captions):
         return stacked([encode(self.clip, caption) for caption in captions])
 
-    def pictures(self, captions, seed, steps=25, cfg=4.0):
-        """IMAGE (B, 128, 128, 3) in [0, 1]."""
+    def pictures(self, captions, seed, steps=25, cfg=4.0, model=None):
+        """IMAGE (B, 128, 128, 3) in [0, 1]; model is the bundled one with something added."""
         latent = {"samples": torch.zeros(len(captions), self.channels, 16, 16)}
         conditions = self.encode(captions), self.encode([""] * len(captions))
-        (sampled,) = self.nodes["KSampler"]().sample(self.model, seed, steps, cfg, "euler", "simple", *conditions, latent)
+        (sampled,) = self.nodes["KSampler"]().sample(model or self.model, seed, steps, cfg, "euler", "simple", *conditions, latent)
         return self.nodes["VAEDecode"]().decode(self.vae, sampled)[0]
 
 

@@ -126,8 +126,8 @@ def fit(real, generated, path, sigmas, *, steps, batch, seed, progress=lambda st
 
     Binary cross-entropy at noise levels drawn from sigmas (T,), a list that is as dense as the model's schedule. batch is the
     number of latents of each kind a step; both kinds get the same noise, which lessens chance. progress(step, loss) is called
-    after each step, loss a tensor (), and returns whether to go on. The same seed gives the same network; torch's own
-    generator is left alone. ValueError for latents that ``check_latents`` refuses.
+    after each step, loss a tensor (), and returns whether to go on. The same seed gives the same network, on a GPU up to
+    rounding; torch's own generators are left alone. ValueError for latents that ``check_latents`` refuses.
     """
     check_latents(real, generated)
     with torch.inference_mode(False), torch.enable_grad():
@@ -135,7 +135,7 @@ def fit(real, generated, path, sigmas, *, steps, batch, seed, progress=lambda st
         (real, real_kept), (generated, generated_kept) = (parted(each.float(), generator) for each in (real, generated))
         sigmas = sigmas.detach().float().cpu().clone()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU too
             discriminator = Discriminator(real.shape[1], path).to(device)
         optimiser = torch.optim.AdamW(discriminator.parameters(), lr=LEARNING_RATE)
         for step in range(1, steps + 1):

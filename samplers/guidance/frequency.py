@@ -10,7 +10,7 @@ BINOMIAL = [weight / 16 for weight in (1, 4, 6, 4, 1)]
 
 
 def frequency(cond, uncond, scale, *, low=0.44, high=1.0, octaves=1):
-    """Frequency-decoupled guidance. Sadat et al. 2025, arXiv:2506.19713, algorithm 1, with a Laplacian pyramid as published.
+    """Frequency-decoupled guidance. Sadat et al. 2025, arXiv:2506.19713, with a Laplacian pyramid, as published.
 
     A scale w guides by w - 1, in the paper and here: low frequencies by low * (scale - 1), the others by high * (scale - 1).
     low = high = 1 is plain CFG. Works on the last two axes after the channels, frame by frame.

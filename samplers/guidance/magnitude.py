@@ -13,7 +13,9 @@ def magnitude_aware(cond, uncond, scale, *, alpha=8.0, at):
     d is predicted noise on VE paths and velocity on flow. alpha 0 is plain CFG.
     """
     given, other = wide(cond), wide(uncond)
-    difference, size = (torch.linalg.vector_norm(d, dim=batch_dims(d), keepdim=True) for d in (given - other, wide(at.x) - other))
+    difference, size = (
+        torch.linalg.vector_norm(d, dim=batch_dims(d), keepdim=True) for d in (given - other, wide(at.x) - other)
+    )
     ratio = difference / torch.where(size > 0, size, 1)  # sigma cancels
     return plain(given, other, 1 + (scale - 1) * torch.exp(-alpha * ratio)).to(cond)
 

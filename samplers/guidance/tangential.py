@@ -9,7 +9,7 @@ from .zero_star import STRENGTH
 
 
 def tcfg(cond, uncond, scale, *, strength=1.0, at):
-    """Tangential damping CFG. Kwon et al. 2025, arXiv:2503.18137, algorithm 1, on x - denoised, which is the score but for its length.
+    """Tangential damping CFG. Kwon et al. 2025, arXiv:2503.18137, on x - denoised, which is the score but for its length.
 
     The unconditional score u is projected on the first right singular vector of the rows u and c. In closed form, with (a, b) the
     first eigenvector of their 2 x 2 Gram matrix: a (a u + b c). strength 0 is plain CFG.

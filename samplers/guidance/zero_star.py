@@ -10,7 +10,7 @@ NOISE = 0.9  # on a flow, the sigma from which a latent counts as noise: later s
 
 
 def zero_star(cond, uncond, scale, *, strength=1.0, zero_steps=1, at):
-    """CFG-Zero*. Fan et al. 2025, arXiv:2503.18886, algorithm 1: alpha v_u + scale (v_c - alpha v_u), on v = (x - denoised) / sigma.
+    """CFG-Zero*. Fan et al. 2025, arXiv:2503.18886: alpha v_u + scale (v_c - alpha v_u), on v = (x - denoised) / sigma.
 
     alpha = <v_c, v_u> / |v_u|^2, over an item, which leaves v_c - alpha v_u across v_u; strength 0 is alpha 1. On a flow, and
     while sigma is at least NOISE, v is 0 for the first ``zero_steps`` steps: x stays as it is. strength = zero_steps = 0 is plain CFG.

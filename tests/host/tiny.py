@@ -90,3 +90,42 @@ def sampler(nodes, method, **knobs):
 
 def guided(nodes, model, method="apg", **knobs):
     return run(node_offering(nodes, method), model=model, method={"method": method, **knobs})[0]
+
+
+def guided_with_report(nodes, model, method, **knobs):
+    return run(node_offering(nodes, method), model=model, method={"method": method, **knobs})
+
+
+def schedule(model, steps=6):
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+
+
+def sample_with(guider, noise, sigmas, sampler="euler", **extra):
+    """One run of any guider, from the given noise."""
+    with torch.inference_mode():
+        sampler = comfy.samplers.sampler_object(sampler)
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=5, **extra)
+
+
+def percent_between(model, sigma, following):
+    """A share of sampling whose noise level lies between these two, near the second: for core's start and end percents."""
+    to_sigma, level = model.get_model_object("model_sampling").percent_to_sigma, 0.1 * sigma + 0.9 * following
+    low, high = 0.0, 1.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if to_sigma(middle) >= level else (low, middle)
+    assert following < to_sigma(high) < sigma
+    return high
+
+
+def unguided_from(nodes, model, sigmas, step, end=None):
+    """Core's CFGOverride with CFG 1 at the levels of ``step`` and later steps, or of those from ``step`` until before ``end``."""
+    start = percent_between(model, float(sigmas[step - 1]), float(sigmas[step])) if step else 0.0
+    stop = 1.0 if end is None else percent_between(model, float(sigmas[end - 1]), float(sigmas[end]))
+    return run(nodes["CFGOverride"], model=model, cfg=1.0, start_percent=start, end_percent=stop)[0]
+
+
+def totals(report):
+    """Of a report's only run: its totals and its rows."""
+    (only,) = report.runs
+    return only["totals"], only["steps"]

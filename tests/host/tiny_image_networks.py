@@ -44,10 +44,15 @@ LUMINA = {
     "in_channels": 16, "dim": 64, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 1, "multiple_of": 32,
     "qk_norm": True, "cap_feat_dim": 32, "axes_dims": (8, 12, 12), "axes_lens": (64, 64, 64),
 }  # fmt: skip
-ZIMAGE = {**LUMINA, "dim": 256, "n_heads": 8, "n_kv_heads": 8, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}
+ZIMAGE = {
+    **LUMINA, "dim": 256, "n_heads": 8, "n_kv_heads": 8, "z_image_modulation": True, "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}  # fmt: skip
 ZIMAGE_PIXEL = {**ZIMAGE, "in_channels": 3, "patch_size": 4, "decoder_hidden_size": 32, "decoder_num_res_blocks": 1}
 AURA = {"dim": 32, "n_layers": 4, "n_double_layers": 2, "n_heads": 2, "global_conddim": 32, "cond_seq_dim": 32, "max_seq": 64}
-PIXART = {"hidden_size": 32, "depth": 3, "num_heads": 2, "caption_channels": 32, "micro_condition": False, "pe_interpolation": 1}
+PIXART = {
+    "hidden_size": 32, "depth": 3, "num_heads": 2, "caption_channels": 32, "micro_condition": False, "pe_interpolation": 1,
+}  # fmt: skip
 HIDREAM = {
     "patch_size": 2, "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 32,
     "num_attention_heads": 1, "caption_channels": [32, 32], "text_emb_dim": 32, "num_routed_experts": 2,
@@ -136,7 +141,7 @@ NETWORKS = {
         lambda noise: image(noise, num_tokens=5, x=noise(1, 3, 8, 8)),
     ),
     "AuraFlow": ("comfy.ldm.aura.mmdit.MMDiT", AURA, image),
-    "PixArt": ("comfy.ldm.pixart.pixartms.PixArtMS", PIXART, image),
+    "PixArt": ("comfy.ldm.pixart.pixartms.PixArtMS", PIXART, lambda noise: image(noise, x=noise(1, 4, 40, 40))),
     "HiDream-I1": (
         "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel", HIDREAM,
         lambda noise: image16(noise, y=noise(1, 32), encoder_hidden_states_llama3=noise(1, 3, 5, 32)),

@@ -23,16 +23,19 @@ LTXV = {
     "num_layers": 3,
 }  # fmt: skip
 LTXAV = {
-    **LTXV, "audio_in_channels": 32, "audio_cross_attention_dim": 16, "audio_attention_head_dim": 8,
-    "audio_num_attention_heads": 2, "num_audio_channels": 2, "audio_frequency_bins": 16, "connector_num_layers": 1,
-    "connector_attention_head_dim": 16, "connector_num_attention_heads": 2,
+    **LTXV, "audio_in_channels": 128, "audio_cross_attention_dim": 16, "audio_attention_head_dim": 8,
+    "audio_num_attention_heads": 2, "connector_num_layers": 1, "connector_attention_head_dim": 16,
+    "connector_num_attention_heads": 2,
 }  # fmt: skip
 COSMOS = {
     "max_img_h": 16, "max_img_w": 16, "max_frames": 8, "in_channels": 4, "out_channels": 4, "patch_spatial": 2,
     "patch_temporal": 1, "model_channels": 64, "num_blocks": 3, "num_heads": 2, "crossattn_emb_channels": 32,
     "pos_emb_cls": "rope3d", "use_adaln_lora": True, "adaln_lora_dim": 16,
 }  # fmt: skip
-COSMOS1 = {**COSMOS, "block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True, "extra_per_block_abs_pos_emb_type": "learnable"}
+COSMOS1 = {
+    **COSMOS, "block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
+    "extra_per_block_abs_pos_emb_type": "learnable",
+}  # fmt: skip
 ANIMA = {**COSMOS, "crossattn_emb_channels": 1024}
 KANDINSKY = {
     "in_visual_dim": 4, "out_visual_dim": 4, "in_text_dim": 32, "in_text_dim2": 32, "time_dim": 32, "model_dim": 64,
@@ -43,7 +46,7 @@ COGVIDEO = {
     "text_embed_dim": 32, "num_layers": 3, "use_rotary_positional_embeddings": True,
 }  # fmt: skip
 MOCHI = {
-    "hidden_size_x": 64, "hidden_size_y": 32, "depth": 3, "num_heads": 2, "mlp_ratio_x": 2.0, "mlp_ratio_y": 2.0,
+    "hidden_size_x": 64, "hidden_size_y": 32, "depth": 3, "num_heads": 2, "mlp_ratio_x": 192.0, "mlp_ratio_y": 2.0,
     "use_t5": True, "t5_feat_dim": 32, "t5_token_length": 5, "learn_sigma": False, "qk_norm": True,
     "patch_embed_bias": True, "timestep_mlp_bias": True, "timestep_scale": 1000.0,
 }  # fmt: skip
@@ -99,7 +102,7 @@ def svd_inputs(noise):
 
 
 def vace_inputs(noise):
-    return video(noise, vace_context=noise(1, 1, 8, 2, 8, 8), vace_strength=[1.0])
+    return video(noise, vace_context=noise(1, 2, 8, 2, 8, 8), vace_strength=[1.0, 0.5])
 
 
 def ace_inputs(noise):
@@ -135,10 +138,12 @@ NETWORKS = {
     "LTXAV": (
         "comfy.ldm.lightricks.av_model.LTXAVModel", LTXAV,
         lambda noise: {
-            "x": [noise(1, 8, 2, 4, 4), noise(1, 2, 6, 16)], "context": noise(1, 5, 64), "a_timestep": torch.full((1,), 0.7),
+            "x": [noise(1, 8, 2, 4, 4), noise(1, 8, 6, 16)], "context": noise(1, 5, 64), "a_timestep": torch.full((1,), 0.7),
         },
     ),
-    "Cosmos 1": ("comfy.ldm.cosmos.model.GeneralDIT", COSMOS1, lambda noise: video(noise, padding_mask=torch.zeros(1, 1, 8, 8))),
+    "Cosmos 1": (
+        "comfy.ldm.cosmos.model.GeneralDIT", COSMOS1, lambda noise: video(noise, padding_mask=torch.zeros(1, 1, 8, 8)),
+    ),
     "Cosmos Predict 2": (
         "comfy.ldm.cosmos.predict2.MiniTrainDIT", COSMOS, lambda noise: video(noise, padding_mask=torch.zeros(1, 1, 8, 8)),
     ),

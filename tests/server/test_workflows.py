@@ -25,6 +25,7 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "16-parallel": (1, [(16, range(12, 32)), 16]),  # in parallel: about eleven rounds, which the last digits may change
     "17-per-step": (8, [8, (8, 12)]),  # the shortcut skips two steps
     "20-apg": (2, [20, 20]),
+    "23-discriminator": (8, [25, 6, 6, 6]),
 }
 PLOTS = {"02-compare", "16-parallel", "04-sweep", "13-solvers"}  # their picture is a plot, and larger
 

@@ -5,7 +5,9 @@ guidance past a threshold changes nothing one can see.
 """
 
 from ...core import Knob
-from .skip import Policy, Skip
+from .linear import Fading
+from .reuse import Reuse
+from .skip import Drop, Policy, Skip
 
 
 class Adaptive(Policy):
@@ -61,6 +63,8 @@ def check(settings):
         raise ValueError(f"max_guided is {most} and min_guided {least}: give at least as many, or 0 for no limit.")
 
 
+INSTEAD = {"nothing": Drop, "difference": lambda: Reuse(whole=False), "fading": lambda: Fading(trust=0.5)}
+
 ADAPTIVE = Skip(
     "Adaptive Guidance", "Castillo et al. 2023, arXiv:2312.12487",
     "the second half of a run at half the cost; every picture decides for itself",
@@ -70,6 +74,8 @@ ADAPTIVE = Skip(
              min=0.0, max=1.01, step=0.001),
         Knob("min_guided", 1, "Guide at least so many steps.", min=1, max=1000, step=1),
         Knob("max_guided", 0, "Guide at most so many steps, whatever they say. 0: no limit.", min=0, max=1000, step=1),
+        Knob("instead", "nothing", "What such steps get: nothing, as published, which leaves them unguided; or the last difference between the "
+             "two predictions, as it was or fading, which needs recheck.", options=tuple(INSTEAD)),
         Knob("patience", 1, "So many evaluations in a row must agree.", min=1, max=100, step=1, advanced=True),
         Knob("recheck", 0, "Look again every so many steps, and guide on if the two have come apart. 0, as published: never.",
              min=0, max=1000, step=1, advanced=True),
@@ -77,6 +83,7 @@ ADAPTIVE = Skip(
              min=0.0, max=1.0, step=0.001, advanced=True),
     ),
     neutral={"threshold": 1.01, "max_guided": 0},
-    policy=lambda settings, to_sigma: Adaptive(**settings),
+    policy=lambda settings, to_sigma: Adaptive(**{name: value for name, value in settings.items() if name != "instead"}),
+    forecast=lambda settings: INSTEAD[settings["instead"]](),
     check=check,
 )  # fmt: skip
