@@ -11,13 +11,15 @@ from comfyui_distillery.measure.plots import NoMatplotlib
 
 from tools import ROOT
 
-from . import Unavailable, gpu, overhead, solvers, startup
+from . import Unavailable, gpu, guidance, guidance_quality, overhead, solvers, startup
 from .draw import save
 
 BENCHMARKS = {
     "startup": startup.measure,
     "overhead": overhead.measure,
     "solvers": solvers.measure,
+    "guidance": guidance.measure,
+    "guidance_quality": guidance_quality.measure,
     "gpu": gpu.measure,
 }
 FOLDER = ROOT / "docs" / "benchmarks"

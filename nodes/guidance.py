@@ -6,8 +6,9 @@ from comfy_api.latest import io
 from ..measure.report import Report as Runs
 from ..samplers.guidance import RULES
 from ..samplers.guidance.skipping import SKIPS
+from ..samplers.guidance.smart import SAVINGS
 from . import host
-from .host_guidance import check_scale, with_rule
+from .host_guidance import check_scale, with_rule, with_smart
 from .inputs import chosen, family, method_input
 from .reports import Report
 
@@ -87,6 +88,38 @@ class GuidanceStrength(io.ComfyNode):
         return reported(with_rule(model, *chosen(method, cls.METHODS)))
 
 
+class SmartGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Distillery_SmartGuidance",
+            display_name="Smart Guidance",
+            category="distillery/guidance",
+            description="Guidance to try first: give the scale, the rest was chosen by measurement. Fewer evaluations, and no burn at "
+            "high scales. Works with KSampler.",
+            search_aliases=["smart guidance", "cfg", "adaptive guidance", "auto", "speed"],
+            not_idempotent=True,
+            inputs=[
+                MODEL,
+                io.Float.Input(
+                    "scale", default=4.0, min=1.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="CFG scale. It takes the place of the sampler's own, which is then not used. 1 is no guidance.",
+                ),
+                io.Combo.Input(
+                    "saving", options=list(SAVINGS), default="balanced",
+                    tooltip="How many of all model evaluations to save: "
+                    + ", ".join(f"{word} {share:.0%} or more" for word, share in SAVINGS.items() if share)
+                    + ". nothing: every step is guided in full.",
+                ),
+            ],
+            outputs=outputs("The same model, guided at this scale by what measured best for its kind and the number of steps."),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, scale, saving) -> io.NodeOutput:
+        return reported(with_smart(model, scale, saving))
+
+
 class Guider(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -123,4 +156,4 @@ class Guider(io.ComfyNode):
         return io.NodeOutput(guider, report)
 
 
-NODES = [SkipGuidance, ProjectedGuidance, GuidanceStrength, Guider]
+NODES = [SmartGuidance, SkipGuidance, ProjectedGuidance, GuidanceStrength, Guider]

@@ -35,7 +35,7 @@ def dropped(network, indices):
 
     ValueError for a network whose blocks are not known, and for a number that it does not have.
     """
-    blocks = blocks_of(network)
+    blocks, indices = blocks_of(network), list(indices)
     if not blocks:
         path = import_path(type(network))
         reason = NOT_DESCRIBED.get(path, "is not a network whose blocks this pack knows")

@@ -5,19 +5,21 @@ pre-CFG functions and whatever replaced the CFG function work with it as with an
 post-CFG functions and changes what the CFG step made. All links of a chain share one wrapper of each kind.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.core import complete, takes
-from ..samplers.guidance import Rule
+from ..samplers.guidance import Rule, smart
 from ..samplers.guidance.chain import guide
 from ..samplers.guidance.contrast import Contrast
 from ..samplers.guidance.moment import Moment
-from ..samplers.guidance.skipping.skip import Skip, similarities
+from ..samplers.guidance.skipping.skip import Skip
 from .host import RUNS, is_plain_cfg, path_of, recorders, run_state, solver_of, with_run_state
-from .host_prompts import active, roles_of, rows_of
+from .host_branches import Branch, Contrasts
+from .host_prompts import active, roles_of
 
 CHAIN = "distillery_guidance"  # in transformer_options: the links in graph order
 
@@ -34,6 +36,23 @@ def with_rule(model, rule, settings):
     if isinstance(rule, Skip):
         rule.check(settings)
     return model.clone() if rule.is_neutral(settings) else with_link(model, Link(rule, settings))
+
+
+@dataclass(frozen=True)
+class SmartLink:
+    """Stands for the links that measured best; known when a run says how many steps it has. scale takes the place of the sampler's."""
+
+    scale: float
+    saving: str
+
+    def chosen(self, path, steps):
+        return [Link(rule, complete(rule.knobs, knobs)) for rule, knobs in smart.choice(path, steps, self.scale, self.saving)]
+
+
+def with_smart(model, scale, saving):
+    """A clone guided at ``scale`` by what measured best on this kind of model; saving is a key of ``smart.SAVINGS``."""
+    path_of(model.get_model_object("model_sampling"))  # says so now if the kind is not known
+    return with_link(model, SmartLink(scale, saving))
 
 
 def check_scale(name, scale, rule):
@@ -81,11 +100,17 @@ class Run:
     def __init__(self, run):
         self.guider, self.sigmas = run["guider"], run["sigmas"].tolist()
         options = self.guider.model_options
-        links = options["transformer_options"][CHAIN]
+        self.sampling = self.guider.model_patcher.get_model_object("model_sampling")
+        links, self.scale = [], None
+        for link in options["transformer_options"][CHAIN]:
+            if isinstance(link, SmartLink):
+                self.scale = link.scale
+                links += link.chosen(path_of(self.sampling), len(self.sigmas) - 1)
+            else:
+                links.append(link)
         self.skips = [link for link in links if isinstance(link.rule, Skip)]
         self.shaping = [(link.rule, link.settings, link.rule.new_state(link.settings)) for link in links if isinstance(link.rule, Rule)]
         self.contrasts = [(link, link.others(run)) for link in links if isinstance(link.rule, Contrast)]
-        self.sampling = self.guider.model_patcher.get_model_object("model_sampling")
         self.path = path_of(self.sampling) if any(takes(rule.rule, "at") for rule, _, _ in self.shaping) else None
         shapes = run["latent_shapes"]
         self.shapes = tuple(map(tuple, shapes)) if shapes is not None and len(shapes) > 1 else None
@@ -107,6 +132,11 @@ class Run:
             raise ValueError(
                 f"sampler runs several steps at once, which {remembers[0]} cannot follow, as it goes from step to step. Use another "
                 "sampler, or remove that node."
+            )
+        if self.scale is not None and not is_plain_cfg(self.guider):
+            raise ValueError(
+                f"{type(self.guider).__name__} has scales of its own, which Smart Guidance cannot set: use CFGGuider or KSampler, or "
+                "Adaptive Guidance in its place."
             )
         if self.contrasts and not is_plain_cfg(self.guider):
             raise ValueError(
@@ -133,6 +163,17 @@ class Run:
             if self.shaping and not self.shaped:
                 raise no_place(type(self.guider), self.shaping[0][0])
         return denoised
+
+    @contextmanager
+    def at_scale(self):
+        """The guider at Smart Guidance's scale, if there is one; as CFGOverride does it, so that one of those may follow."""
+        before = self.guider.cfg
+        if self.scale is not None:
+            self.guider.cfg = self.scale
+        try:
+            yield
+        finally:
+            self.guider.cfg = before
 
     # Skipping
 
@@ -214,69 +255,3 @@ class Run:
         own = empty is not None or "sampler_cfg_function" in args["model_options"]
         at = self.moment(args["input"], args["sigma"]) if self.path or self.shapes else None
         return guide(self.shaping, cond, uncond, scale, at, denoised if own else None)
-
-
-class Branch:
-    """A prompt beside the positive one at one prediction: for which items of the batch it is evaluated, and what the rest get."""
-
-    def __init__(self, number, skippers, moment, cond, model_options, divisible):
-        self.number, self.skippers = number, skippers
-        self.wanted = [skipper.needed(moment) for skipper in skippers]
-        needed = [all(wants[i] for wants in self.wanted) for i in range(len(moment.x))]
-        if is_one_video(cond, moment, model_options):
-            needed = [any(needed)] * len(needed)
-        self.items = [i for i, wanted in enumerate(needed) if wanted]
-        self.skipped = [i for i, wanted in enumerate(needed) if not wanted]
-        partly = self.items and self.skipped and divisible
-        self.rows = rows_of(cond, self.items, len(needed), model_options) if partly else None
-        self.whole = bool(self.items) and self.rows is None
-        self.note = {}
-
-    def finish(self, moment, cond, uncond):
-        """The predictions of this branch, (B, ...): the evaluated ones, else what the first rule that skips has for them."""
-        similar = similarities(moment, cond, uncond, self.items) if self.items and self.skippers else []
-        for skipper in self.skippers if similar else ():
-            skipper.observe(moment, cond, uncond, self.items, similar)
-        word, reason, waiting = "guide" if self.skippers else "", "", set(self.skipped)
-        for skipper, wanted in zip(self.skippers, self.wanted):
-            fills = [i for i in sorted(waiting) if not wanted[i]]
-            if fills:
-                chosen = torch.tensor([i in fills for i in range(len(wanted))], device=cond.device)
-                uncond = torch.where(chosen.view(-1, *[1] * (cond.ndim - 1)), skipper.estimate(moment, cond), uncond)
-                word, reason = skipper.forecast.word, skipper.policy.reason
-                waiting -= set(fills)
-        share = 0 if self.whole else len(self.skipped) / len(moment.x)
-        values = {"similarity": sum(similar) / len(similar)} if similar else {}
-        self.note = {"skipped": share, "decision": word, "reason": reason, "values": values}
-        return uncond
-
-
-class Contrasts:
-    """What else is evaluated at one step beside the positive and the negative prompt, each under a number of its own from 2 on."""
-
-    def __init__(self, links, step):
-        self.asked = [(link, other, *link.rule.wants(link.settings, step)) for link, other in links]
-        self.names = ("cond", "uncond", *(other.name for _, other in links))
-
-    def joining(self, conds):
-        """The prompts of one call: core's own two, as far as they are needed, and the further ones."""
-        positive, negative = conds
-        needed = self.asked[0][2]
-        return [positive, negative if needed else None, *(other.prompt if wanted else None for _, other, _, wanted in self.asked)]
-
-    def uncond(self, out, scale, call, records):
-        """What to guide away from; out: the predictions of that call; further ones are by calls of their own, made with ``call``."""
-        cond, uncond = out[:2]
-        for number, (link, other, keeps, wanted) in enumerate(self.asked, 2):
-            others = []
-            if wanted:
-                others = [other.predict(number, records, *call) if other.prompt is None else out[number]]
-            uncond = link.rule.rule(uncond if keeps else None, others, cond, scale, **link.settings)
-        return uncond
-
-
-def is_one_video(cond, moment, model_options):
-    """Whether the items of the batch are frames of one video, which must be treated alike."""
-    window = model_options["transformer_options"].get("context_window")
-    frames = any("num_video_frames" in entry["model_conds"] for entry in cond)
-    return frames or (window is not None and window.dim == 0 and len(moment.x) > 1)

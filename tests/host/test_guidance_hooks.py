@@ -77,38 +77,68 @@ def test_guidance_keeps_items_apart(nodes, built, rule):
     torch.testing.assert_close(tiny.sample(patched, noise)[1:], alone, rtol=1e-3, atol=1e-3)
 
 
-def foreign_rescale(args):
-    return args["cond"]
+def foreign_cfg(args):
+    """Another pack's: CFG a little too strong, on x - denoised as core hands it out."""
+    return args["uncond"] + (args["cond"] - args["uncond"]) * (args["cond_scale"] + 1)
 
 
 class ForeignGuidance:
     def __call__(self, args):
-        return args["cond"]
+        return foreign_cfg(args)
 
 
-@pytest.mark.parametrize("foreign", [foreign_rescale, functools.partial(foreign_rescale), ForeignGuidance()])
-def test_guidance_refuses_a_foreign_cfg_function_by_name(nodes, flow, foreign):
-    model, shape = flow
+@pytest.mark.parametrize("foreign", [foreign_cfg, functools.partial(foreign_cfg), ForeignGuidance()])
+def test_guidance_goes_on_from_what_a_foreign_cfg_function_made(nodes, built, foreign):
+    """One step, against the published formula with the guidance that the foreign function gave, in float64."""
+    model, shape = built
+    noise = tiny.noise_for(shape, [1, 2])
+    sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max) * 0.9, 0.0])
+    into, kept = model.model.process_latent_in, {}
+
+    def keep(args):
+        kept.update(args)
+        return args["denoised"]
+
     taken = model.clone()
     taken.set_model_sampler_cfg_function(foreign)
-    with pytest.raises(ValueError, match=r"foreign_rescale|ForeignGuidance"):
-        tiny.sample(tiny.guided(nodes, taken), tiny.noise_for(shape, [1]))
+    watched = taken.clone()
+    watched.set_model_sampler_post_cfg_function(keep)
+    tiny.sample(watched, noise, sigmas=sigmas, cfg=6.0)
+    cond, guided = kept["cond_denoised"].double(), kept["denoised"].double()
+    difference = ((guided - cond) / 5).flatten(1)  # what CFG of scale 6 would have added five times
+    difference = difference * (1.5 / difference.norm(dim=1, keepdim=True)).clamp(max=1)
+    unit = cond.flatten(1) / cond.flatten(1).norm(dim=1, keepdim=True)
+    parallel = (difference * unit).sum(1, keepdim=True) * unit
+    expected = cond + 5.0 * (difference - 0.75 * parallel).view_as(cond)
+    patched = tiny.guided(nodes, taken, eta=0.25, norm_threshold=1.5, momentum=-0.5)
+    got = into(tiny.sample(patched, noise, cfg=6.0, sigmas=sigmas)).double()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("guider", ["DualCFGGuider", "PerpNegGuider"])
-def test_guidance_refuses_a_guider_that_mixes_prompts_its_own_way(nodes, flow, guider):
+@pytest.mark.parametrize("rule", RULES)
+def test_neutral_guidance_leaves_a_foreign_cfg_function_alone(nodes, built, rule):
+    model, shape = built
+    noise = tiny.noise_for(shape, [1, 2])
+    taken = model.clone()
+    taken.set_model_sampler_cfg_function(foreign_cfg)
+    expected = tiny.sample(taken, noise)
+    assert not torch.equal(expected, tiny.sample(model, noise))
+    assert torch.equal(tiny.sample(tiny.guided(nodes, taken, rule, **RULES[rule].neutral), noise), expected)
+
+
+@pytest.mark.parametrize("knob, value, said", [
+    ("momentum", 1.0, "momentum is 1.0: it must be a number"), ("momentum", -1.5, "momentum is -1.5"), ("eta", 2.0, "eta is 2.0"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(nodes, flow, knob, value, said):
+    with pytest.raises(ValueError, match=said):
+        tiny.guided(nodes, flow[0], **{knob: value})
+
+
+@pytest.mark.parametrize("rule", ["apg", "rescale"])
+def test_a_solver_of_several_steps_at_once_is_refused(nodes, flow, rule):
     model, shape = flow
-    patched, noise = tiny.guided(nodes, model), tiny.noise_for(shape, [1])
-    prompts = [tiny.prompt(seed) for seed in (1, 2, 3)]
-    names, extra = {
-        "DualCFGGuider": (("cond1", "cond2", "negative"), {"cfg_conds": 4.0, "cfg_cond2_negative": 4.0, "style": "regular"}),
-        "PerpNegGuider": (("positive", "negative", "empty_conditioning"), {"cfg": 4.0, "neg_scale": 1.0}),
-    }[guider]
-    (made,) = tiny.run(nodes[guider], model=patched, **dict(zip(names, prompts, strict=True)), **extra)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
-    sampler = comfy.samplers.sampler_object("euler")
-    with pytest.raises(ValueError, match="mixes several prompts by a rule of its own"), torch.inference_mode():
-        made.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=5)
+    with pytest.raises(ValueError, match="sampler runs several steps at once.*Use another sampler"):
+        tiny.sample(tiny.guided(nodes, model, rule), tiny.noise_for(shape, [1]), sampler=tiny.sampler(nodes, "paradigms"))
 
 
 def test_guidance_adds_to_what_other_patches_did(nodes, flow):

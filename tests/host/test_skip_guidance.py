@@ -6,7 +6,7 @@ import tiny
 import torch
 from comfyui_distillery.samplers.guidance.skipping import SKIPS
 
-DROPS = {"threshold": 1.01, "reuse": "nothing"}  # adaptive that goes by its ``max_guided`` alone
+DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by its ``max_guided`` alone
 GUIDED = {"threshold": 1.01, "max_guided": 1000}  # adaptive that never skips: at work, unlike its neutral settings
 
 
@@ -141,7 +141,7 @@ def test_patience_and_threshold_follow_the_similarities(nodes, built):
     threshold = sorted(curve)[2]  # at least the highest six reach it, so two in a row do
     agreed = [i for i, value in enumerate(curve) if value >= threshold]
     last = next(i for i in agreed if i - 1 in agreed)
-    patched, report = tiny.guided_with_report(nodes, model, "adaptive", threshold=threshold, patience=2, reuse="nothing")
+    patched, report = tiny.guided_with_report(nodes, model, "adaptive", **DROPS | {"threshold": threshold, "patience": 2})
     result = tiny.sample(patched, noise, sigmas=sigmas)
     assert_same(result, tiny.sample(tiny.unguided_from(nodes, model, sigmas, last + 1), noise, sigmas=sigmas))
     rows = tiny.totals(report)[1]
@@ -153,7 +153,7 @@ def test_patience_and_threshold_follow_the_similarities(nodes, built):
 def test_a_high_noise_pass_does_not_leak_into_a_low_noise_pass(nodes, built, rule):
     model, shape = built
     noise, sigmas = tiny.noise_for(shape, [1]), tiny.schedule(model, 8)
-    knobs = {"adaptive": {"threshold": 1.01, "max_guided": 2}}.get(rule, {})
+    knobs = {"adaptive": DROPS | {"max_guided": 2}}.get(rule, {})
     high, low = sigmas[:5], sigmas[4:]
     once = tiny.sample(tiny.guided(nodes, model, rule, **knobs), noise, sigmas=low, latent=noise)
     used = tiny.guided(nodes, model, rule, **knobs)

@@ -63,22 +63,22 @@ def check(settings):
         raise ValueError(f"max_guided is {most} and min_guided {least}: give at least as many, or 0 for no limit.")
 
 
-INSTEAD = {"nothing": Drop, "difference": lambda: Reuse(whole=False), "fading": lambda: Fading(trust=0.5)}
+INSTEAD = {"fading": lambda: Fading(trust=0.5), "difference": lambda: Reuse(whole=False), "nothing": Drop}
 
 ADAPTIVE = Skip(
     "Adaptive Guidance", "Castillo et al. 2023, arXiv:2312.12487",
     "the second half of a run at half the cost; every picture decides for itself",
     (
-        Knob("threshold", 0.99, "Go on without the negative prompt once its prediction agrees with the prompt's: cosine of the two "
+        Knob("threshold", 0.95, "Go on without the negative prompt once its prediction agrees with the prompt's: cosine of the two "
              "predicted noises or velocities. Lower saves more and changes more. Neutral: 1.01, never.",
              min=0.0, max=1.01, step=0.001),
-        Knob("min_guided", 1, "Guide at least so many steps.", min=1, max=1000, step=1),
+        Knob("min_guided", 4, "Guide at least so many steps. 1 as published.", min=1, max=1000, step=1),
         Knob("max_guided", 0, "Guide at most so many steps, whatever they say. 0: no limit.", min=0, max=1000, step=1),
-        Knob("instead", "nothing", "What such steps get: nothing, as published, which leaves them unguided; or the last difference between the "
-             "two predictions, as it was or fading, which needs recheck.", options=tuple(INSTEAD)),
+        Knob("instead", "fading", "What steps without it get: the last difference between the two predictions, fading as measured or as "
+             "it was; or nothing, as published, which leaves them unguided.", options=tuple(INSTEAD)),
+        Knob("recheck", 6, "Evaluate it again every so many steps, and guide on if the two have come apart. 0, as published: never, for "
+             "instead nothing.", min=0, max=1000, step=1),
         Knob("patience", 1, "So many evaluations in a row must agree.", min=1, max=100, step=1, advanced=True),
-        Knob("recheck", 0, "Look again every so many steps, and guide on if the two have come apart. 0, as published: never.",
-             min=0, max=1000, step=1, advanced=True),
         Knob("hysteresis", 0.005, "How far below the threshold they must have come apart to guide on.",
              min=0.0, max=1.0, step=0.001, advanced=True),
     ),

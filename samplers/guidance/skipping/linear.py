@@ -79,7 +79,7 @@ LINEAR = Skip(
     "the largest saving at a given change, from 20 steps on",
     (
         EVERY, WARM_UP,
-        Knob("bend", 2.5, "How much denser the evaluations lie early in a run, where the two predictions differ and change most. "
+        Knob("bend", 2.0, "How much denser the evaluations lie early in a run, where the two predictions differ and change most. "
              "1: evenly.", min=1.0, max=5.0, step=0.1, advanced=True),
         Knob("trust", 0.5, "How far to trust the fade measured during the run: 0 uses the last difference again as it was, 1 lets it "
              "fade as measured.", min=0.0, max=1.0, step=0.05, advanced=True),

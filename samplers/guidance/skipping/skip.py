@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...core import Knob, append_dims, batch_dims, complete
+from ..rule import wide
 
 
 class Policy:
@@ -70,7 +71,7 @@ def similarities(moment, cond, uncond, items):
 
     One wait for the device. Equal predictions have 1, also where both are zero.
     """
-    x = moment.x[items].double() if moment.x.device.type in ("cpu", "cuda") else moment.x[items].float()
+    x = wide(moment.x[items])
     a, b = x - cond[items].to(x), x - uncond[items].to(x)
     dims = batch_dims(a)
     dot, square = (a * b).sum(dims), (a * a).sum(dims) * (b * b).sum(dims)
