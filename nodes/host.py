@@ -254,8 +254,10 @@ def with_report(model, report):
         return executor(x, timestep, model_options, seed)
 
     def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        conditions, recorder = transformer_options["cond_or_uncond"], run_state(transformer_options, token)
-        recorder.called(conditions, len(x) // len(conditions))
+        recorder = transformer_options.get(RUNS, {}).get(token)
+        if recorder is not None:  # else another MODEL's run calls this one
+            conditions = transformer_options["cond_or_uncond"]
+            recorder.called(conditions, len(x) // len(conditions))
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def end(recorder, completed):

@@ -121,6 +121,7 @@ class WeakModel:
     name, prompt, fits_windows = "weak", None, False
 
     def __init__(self, weak, run):
+        check_weak(run["guider"].model_patcher, weak)  # again: nodes after ours may have patched the model
         self.weak, self.run, self.positive = weak, run, None
         self.raw = [entry.copy() for entry in run["guider"].conds["positive"]]
         self.owns = False

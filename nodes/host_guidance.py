@@ -101,10 +101,10 @@ class Run:
         self.guider, self.sigmas = run["guider"], run["sigmas"].tolist()
         options = self.guider.model_options
         self.sampling = self.guider.model_patcher.get_model_object("model_sampling")
-        links, self.scale = [], None
+        links, self.target = [], None
         for link in options["transformer_options"][CHAIN]:
             if isinstance(link, SmartLink):
-                self.scale = link.scale
+                self.target = link.scale
                 links += link.chosen(path_of(self.sampling), len(self.sigmas) - 1)
             else:
                 links.append(link)
@@ -122,7 +122,7 @@ class Run:
         options["sampler_post_cfg_function"] = [self.post_cfg, *options.get("sampler_post_cfg_function", [])]
 
     def check(self, sampler):
-        for name in ("cfg", "cfg1", "cfg2"):
+        for name in ("cfg", "cfg1", "cfg2") if self.target is None else ():
             for link in self.skips:
                 check_scale(name, getattr(self.guider, name, 1), link.rule)
         solver, _ = solver_of(sampler)
@@ -133,10 +133,10 @@ class Run:
                 f"sampler runs several steps at once, which {remembers[0]} cannot follow, as it goes from step to step. Use another "
                 "sampler, or remove that node."
             )
-        if self.scale is not None and not is_plain_cfg(self.guider):
+        if self.target is not None and not (is_plain_cfg(self.guider) and "negative" in self.guider.conds):
             raise ValueError(
-                f"{type(self.guider).__name__} has scales of its own, which Smart Guidance cannot set: use CFGGuider or KSampler, or "
-                "Adaptive Guidance in its place."
+                f"{type(self.guider).__name__} has no one CFG scale between a positive and a negative prompt for Smart Guidance "
+                "to set: use CFGGuider or KSampler, or Adaptive Guidance in its place."
             )
         if self.contrasts and not is_plain_cfg(self.guider):
             raise ValueError(
@@ -156,7 +156,8 @@ class Run:
     def predict(self, executor, x, timestep, model_options, seed):
         self.evaluated.clear()
         self.scale = None
-        denoised = executor(x, timestep, model_options, seed)
+        with self.at_scale():
+            denoised = executor(x, timestep, model_options, seed)
         if self.scale not in (None, 1):
             if self.skips and not self.reached:
                 raise no_place(type(self.guider), self.skips[0].rule)
@@ -168,8 +169,8 @@ class Run:
     def at_scale(self):
         """The guider at Smart Guidance's scale, if there is one; as CFGOverride does it, so that one of those may follow."""
         before = self.guider.cfg
-        if self.scale is not None:
-            self.guider.cfg = self.scale
+        if self.target is not None:
+            self.guider.cfg = self.target
         try:
             yield
         finally:

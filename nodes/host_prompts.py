@@ -3,6 +3,7 @@
 import comfy.conds
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
 
 from .host_batches import controls
 
@@ -30,10 +31,11 @@ def within(start, end, sigma):
 
 def rows_of(entries, items, batch, model_options):
     """The prompt for some items of the batch alone. None where that cannot be told: core lays what a prompt holds along the whole
-    batch, and other packs' patches may hold more.
+    batch, and other packs' patches and caches may hold more.
     """
     patches = model_options["transformer_options"]
     foreign = any(patches.get(name) for name in ("patches", "patches_replace")) or "model_function_wrapper" in model_options
+    foreign = foreign or get_all_wrappers(WrappersMP.DIFFUSION_MODEL, model_options, is_model_options=True)
     if foreign or "multigpu_clones" in model_options:
         return None
     try:

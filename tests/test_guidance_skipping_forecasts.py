@@ -93,9 +93,18 @@ def test_another_evaluation_at_a_noise_level_replaces_the_difference_and_keeps_t
         assert_close(cond[call] - filled[call], kept * (cond - uncond)[2], 1e-12)
 
 
-@pytest.mark.parametrize("forecast", [lambda: Fading(1.0), lambda: Reuse(False), lambda: Reuse(True), lambda: LowHigh(0.2, 0.2, 0.5)])
+@pytest.mark.parametrize(
+    "forecast", [lambda: Fading(1.0), lambda: Reuse(False), lambda: Reuse(True), lambda: LowHigh(0.2, 0.2, 0.5)]
+)
 def test_an_item_that_is_evaluated_at_steps_of_its_own_equals_its_single_run(forecast):
-    table = [[True, True, False], [True, False, True], [False, False, True], [False, True, False], [False] * 3, [True, False, False]]
+    table = [
+        [True, True, False],
+        [True, False, True],
+        [False, False, True],
+        [False, True, False],
+        [False] * 3,
+        [True, False, False],
+    ]
     cond, uncond = drawn(len(table), (3, 4, 8, 8))
     decisions, together = follow(Skipper(Table(table), forecast()), cond, uncond)
     assert decisions[0] == [True] * 3  # nothing to fill in with yet, so the third is needed too
@@ -152,7 +161,12 @@ def test_low_frequencies_are_those_of_diffusers_fastercache():
 @pytest.mark.parametrize("waves, coarse", [(0, True), (2, True), (3, True), (4, False), (8, False)])
 def test_a_wave_is_coarse_or_fine_by_its_number(waves, coarse):
     wave = torch.cos(2 * torch.pi * waves * torch.arange(16, dtype=torch.float64) / 16)
-    for latent in (wave.expand(1, 2, 16, 16), wave.expand(1, 2, 3, 16, 16), wave.view(16, 1).expand(1, 2, 16, 16), wave.expand(1, 2, 16)):
+    for latent in (
+        wave.expand(1, 2, 16, 16),
+        wave.expand(1, 2, 3, 16, 16),
+        wave.view(16, 1).expand(1, 2, 16, 16),
+        wave.expand(1, 2, 16),
+    ):
         assert_close(low(latent), latent if coarse else torch.zeros_like(latent), 1e-12)
 
 

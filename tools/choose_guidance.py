@@ -28,7 +28,7 @@ CANDIDATES = [
     *(("low_high", {"every": n}) for n in (2, 3, 4)),
     *(("every_nth", {"every": n}) for n in (2, 3, 4)),
 ]
-SHAPING = [*((key, {}) for key in RULES), ("rescale", {"phi": 0.3}), ("apg", {"eta": 0.5, "momentum": 0.0})]
+SHAPING = [(key, {}) for key in RULES]
 HIGH, LOWER = 9.0, (7.0, 5.0)  # scales at which shaping rules are compared
 
 

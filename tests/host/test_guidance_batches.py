@@ -133,6 +133,13 @@ def test_a_wrapped_network_sees_whole_batches(nodes, eps):
     check_batch(nodes, patched, shape, *same_for_all(), splits=False)
 
 
+def test_cores_cache_sees_whole_batches(nodes, eps):
+    """EasyCache starts afresh whenever the batch changes its size; this one never reuses."""
+    model, shape = eps
+    patched = tiny.run(nodes["EasyCache"], model=model, reuse_threshold=0.0, start_percent=0.0, end_percent=1.0, verbose=False)[0]
+    check_batch(nodes, patched, shape, *same_for_all(), splits=False)
+
+
 def test_gligen_positions_are_not_taken_apart(eps):
     entry = {"model_conds": {}, "uuid": 0, "gligen": ("position", None, [])}
     assert rows_of([entry], [0], 2, eps[0].model_options) is None

@@ -8,10 +8,10 @@ import torch
 from comfyui_distillery.samplers.guidance import RULES
 from comfyui_distillery.samplers.guidance.skipping import SKIPS
 
-STEPS = 6
+STEPS = 4
 ALL = {**SKIPS, **RULES}
-AT_WORK = {  # settings with which a rule shows in six steps
-    "adaptive": {"threshold": 1.01, "min_guided": 1, "max_guided": 3, "recheck": 0, "instead": "nothing"},
+AT_WORK = {  # settings with which a rule shows in four steps
+    "adaptive": {"threshold": 1.01, "min_guided": 1, "max_guided": 2, "recheck": 0, "instead": "nothing"},
     "apg": {"eta": 0.5, "norm_threshold": 2.0, "momentum": -0.5},
     "zero_star": {"zero_steps": 0},
 }
@@ -37,6 +37,15 @@ def neutral(nodes, model, rule):
 
 @pytest.fixture(scope="module")
 def runs(nodes, built):
+    return runs_of(nodes, built)
+
+
+@pytest.fixture(scope="module")
+def flow_runs(nodes, flow):
+    return runs_of(nodes, flow)
+
+
+def runs_of(nodes, built):
     """(model, run): run(model) samples from the same noise; run.alone[rule], the result of each rule at work alone."""
     model, shape = built
     noise, sigmas = tiny.noise_for(shape, [1, 2]), tiny.schedule(model, STEPS)
@@ -57,9 +66,9 @@ def test_a_rule_at_work_shows(runs, rule):
 
 
 @pytest.mark.parametrize("pair", SKIP_PAIRS + SHAPE_PAIRS + MIXED, ids="-".join)
-def test_each_pair(nodes, runs, pair):
+def test_each_pair(nodes, flow_runs, pair):
     """Together they run and show; with one of them neutral the result is the other's alone, bit for bit, in either order."""
-    model, run = runs
+    model, run = flow_runs
     together = run(at_work(nodes, model, *pair))
     assert together.isfinite().all()
     assert not any(torch.equal(together, alone) for alone in (run.plain, run.alone[pair[0]])) or set(pair) <= set(SKIPS)
@@ -76,7 +85,7 @@ def test_skipping_and_shaping_do_not_care_who_comes_first(nodes, runs, pair):
 @pytest.mark.parametrize("rule", RULES)
 def test_where_the_negative_is_dropped_shaping_is_core_at_cfg_1(nodes, runs, rule):
     model, run = runs
-    core = tiny.unguided_from(nodes, at_work(nodes, model, rule), run.sigmas, 3)
+    core = tiny.unguided_from(nodes, at_work(nodes, model, rule), run.sigmas, 2)
     assert_same(run(at_work(nodes, model, rule, "adaptive")), run(core))
 
 
@@ -139,7 +148,7 @@ def test_a_rule_that_skips_nothing_leaves_cores_nodes_alone_bit_for_bit(nodes, r
 
 
 def test_rules_beside_cores_nodes(nodes, runs):
-    """Each runs, repeats itself and shows, except where a cache of whole steps or CFG functions leave no guidance to shape."""
+    """Each runs, repeats itself and shows, if core's caches leave it steps to show in."""
     model, run = runs
     for name, patched in core_nodes(nodes, model).items():
         before = run(patched)
@@ -147,7 +156,7 @@ def test_rules_beside_cores_nodes(nodes, runs):
             working = at_work(nodes, patched, rule)
             result = run(working)
             assert_same(run(working), result)
-            assert not torch.equal(result, before), (name, rule)
+            assert not torch.equal(result, before) or name == "LazyCache"
 
 
 @pytest.mark.parametrize("name", ["RescaleCFG", "TCFG", "CFGZeroStar"])
@@ -155,5 +164,5 @@ def test_dropping_beside_cores_guidance_is_cfg_1_in_it(nodes, runs, name):
     """Within rounding: core's functions divide and multiply the conditional prediction by its own spread or length."""
     model, run = runs
     patched = core_nodes(nodes, model)[name]
-    core = tiny.unguided_from(nodes, patched, run.sigmas, 3)
+    core = tiny.unguided_from(nodes, patched, run.sigmas, 2)
     torch.testing.assert_close(run(at_work(nodes, patched, "adaptive")), run(core), rtol=1e-3, atol=1e-3)

@@ -127,7 +127,7 @@ def test_neutral_guidance_leaves_a_foreign_cfg_function_alone(nodes, built, rule
 
 
 @pytest.mark.parametrize("knob, value, said", [
-    ("momentum", 1.0, "momentum is 1.0: it must be a number"), ("momentum", -1.5, "momentum is -1.5"), ("eta", 2.0, "eta is 2.0"),
+    ("momentum", 1.5, "momentum is 1.5: it must be a number"), ("momentum", -1.5, "momentum is -1.5"), ("eta", 2.0, "eta is 2.0"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(nodes, flow, knob, value, said):
     with pytest.raises(ValueError, match=said):
