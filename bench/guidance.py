@@ -11,18 +11,17 @@ MODELS = ("shapes-dit", "shapes-unet")
 SCALES = (3.0, 5.0, 8.0)
 STEPS = (12, 20, 30)
 SAVED = (0.2, 0.3, 0.4)  # shares of all evaluations at which the table compares
+PUBLISHED = {"min_guided": 1, "instead": "nothing", "recheck": 0}  # the adaptive rule as its paper has it
 DROPPED, EXTRAPOLATED, RIVAL, OURS = "dropped after some steps", "linear", "rival: asagi4's rule", "adaptive"
 
 
 def ladder(steps):
     """{name: settings of Adaptive Guidance, from a small saving to a large one}; a number is a rival's threshold."""
-    dropped = [{"threshold": 1.01, "max_guided": round(steps * share), "min_guided": 1, "instead": "nothing", "recheck": 0}
-               for share in (0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)]  # fmt: skip
-    published = {"min_guided": 1, "instead": "nothing", "recheck": 0}
+    dropped = [PUBLISHED | {"threshold": 1.01, "max_guided": round(steps * share)} for share in (0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)]
     return {
         DROPPED: [("adaptive", knobs) for knobs in dropped],
         RIVAL: [(None, threshold) for threshold in (0.9999, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.95, 0.8)],
-        "adaptive, as published": [("adaptive", published | {"threshold": t}) for t in (0.9995, 0.999, 0.998, 0.995, 0.99, 0.95, 0.8)],
+        "adaptive, as published": [("adaptive", PUBLISHED | {"threshold": t}) for t in (0.9995, 0.999, 0.998, 0.995, 0.99, 0.95, 0.8)],
         OURS: [("adaptive", {"min_guided": n, "recheck": r}) for n, r in ((8, 2), (6, 3), (4, 3), (4, 4), (4, 6), (3, 6), (2, 8), (2, 12))],
         "every_nth": [("every_nth", {"every": n}) for n in (2, 3, 4, 5, 6)],
         "low_high": [("low_high", {"every": n}) for n in (2, 3, 4, 5, 6)],

@@ -17,9 +17,11 @@ def measure(steps=STEPS, times=TIMES):
     euler = hosted.core("euler")
     ipndm = comfy.samplers.KSAMPLER(comfy.k_diffusion.sampling.sample_ipndm, {"max_order": 2})
     guided = hosted.run("ProjectedGuidance", model=task.model, method={"method": "apg"})[0]
+    watchful = hosted.run("SkipGuidance", model=task.model, method={"method": "adaptive", "threshold": 1.0})[0]
     pairs = {  # ours: (sampler, model), what it stands beside
         "Trace": ((euler, hosted.run("Trace", model=task.model)[0]), "core euler", euler),
         "APG": ((euler, guided), "core euler", euler),
+        "Adaptive Guidance, nothing to skip": ((euler, watchful), "core euler", euler),
         "ghvb, order 2": ((hosted.method("ghvb", order=2.0), task.model), "core ipndm, order 2", ipndm),
         "lambda_ddim": ((hosted.method("lambda_ddim", lambda_c=0.0), task.model), "core euler", euler),
     }

@@ -55,13 +55,20 @@ class Contrasts:
         return [positive, negative if needed else None, *(other.prompt if wanted else None for _, other, _, wanted in self.asked)]
 
     def uncond(self, out, scale, call, records):
-        """What to guide away from; out: the predictions of that call; further ones are by calls of their own, made with ``call``."""
+        """What to guide away from; out: the predictions of that call; further ones are by calls of their own, made with ``call``.
+
+        Several by one rule all start from what was there before the first of them, so that their changes add up.
+        """
         cond, uncond = out[:2]
+        rule = before = None
         for number, (link, other, keeps, wanted) in enumerate(self.asked, 2):
+            if link.rule is not rule:
+                rule, before = link.rule, uncond
             others = []
             if wanted:
                 others = [other.predict(number, records, *call) if other.prompt is None else out[number]]
-            uncond = link.rule.rule(uncond if keeps else None, others, cond, scale, **link.settings)
+            made = rule.rule(before if keeps else None, others, cond, scale, **link.settings)
+            uncond = uncond + (made - before) if keeps and uncond is not before else made
         return uncond
 
 

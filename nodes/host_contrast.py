@@ -10,6 +10,7 @@ import comfy.samplers
 from ..samplers.core import complete
 from ..samplers.guidance.contrast import WEAKER, Contrast
 from .architectures import blocks_of
+from .host import path_of
 from .host_blocks import dropped
 from .host_guidance import with_link
 
@@ -68,11 +69,13 @@ def check_weak(model, weak):
             f"weak_model works on latents of another kind ({type(other).__name__}, {other.latent_channels} channels) than model "
             f"({type(one).__name__}, {one.latent_channels} channels): give a model of the same family."
         )
-    kinds = [type(m.get_model_object("model_sampling")).__mro__[1:3] for m in (model, weak)]
-    if kinds[0] != kinds[1]:
-        names = ["/".join(kind.__name__ for kind in mro) for mro in kinds]
-        raise ValueError(f"weak_model predicts {names[1]} and model {names[0]}: both must follow the same path from noise to picture.")
-    if weak.is_clone(model) and not weak.clone_has_same_weights(model):
+    paths = [path_of(m.get_model_object("model_sampling")) for m in (model, weak)]
+    if paths[0].is_flow != paths[1].is_flow:
+        raise ValueError(
+            f"weak_model predicts {paths[1].prediction} and model {paths[0].prediction}: both must follow the same way from noise to "
+            "picture. Give a model of the same family."
+        )
+    if weak.is_clone(model) and (weak.patches or model.patches) and weak.patches_uuid != model.patches_uuid:
         raise ValueError(
             "weak_model and model are one checkpoint with different LoRAs or patches of its weights, which cannot both be loaded: load "
             "the checkpoint once more for weak_model."

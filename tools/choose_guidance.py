@@ -2,7 +2,7 @@
 
 Skipping: for each kind of model, number of steps and word for the saving, of the candidates that save at least so much the one with
 the least mean log error against full guidance, over scales 3, 5 and 8. Shaping: the rule whose pictures, of captions at a high scale,
-are nearest to the data (FID) among those that get the captions right as often as the best, within a point; used from the lowest
+are nearest to the data (KID) among those that get the captions right as often as the best, within a point; used from the lowest
 scale on at which it is still better than plain CFG.
 """
 
@@ -75,22 +75,22 @@ def shaping_rows(kind, captions):
             rule, knobs = candidate
             node = "ProjectedGuidance" if RULES[rule].family == "projected" else "GuidanceStrength"
             model = hosted.run(node, model=model, method={"method": rule, **knobs})[0]
-        found = exam.sit(model, scale)
+        found, _ = exam.sit(model, scale)
         print(kind, scale, candidate, found, flush=True)
         return found
 
     found = [(candidate, sit(candidate, HIGH)) for candidate in [None, *SHAPING]]
     most = max(result["right"] for _, result in found)
-    winner, at_high = min(((c, r) for c, r in found if r["right"] >= most - 0.01), key=lambda pair: pair[1]["FID"])
+    winner, at_high = min(((c, r) for c, r in found if r["right"] >= most - 0.01), key=lambda pair: pair[1]["KID"])
     if winner is None:
         return []
     start = HIGH
     for scale in LOWER:
         plain, shaped = sit(None, scale), sit(winner, scale)
-        if shaped["FID"] >= plain["FID"] or shaped["right"] < plain["right"] - 0.01:
+        if shaped["KID"] >= plain["KID"] or shaped["right"] < plain["right"] - 0.01:
             break
         start = scale
-    return [{"from scale": start, "rule": winner[0], "knobs": winner[1], "right": at_high["right"], "FID": at_high["FID"]}]
+    return [{"from scale": start, "rule": winner[0], "knobs": winner[1], "right": at_high["right"], "KID": at_high["KID"]}]
 
 
 def keep(kind, part, rows):

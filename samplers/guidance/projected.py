@@ -47,7 +47,7 @@ APG = Rule(
              "size. 0 = no limit, as in plain CFG. The paper uses 2.5 to 15; 15 is its value for SDXL.",
              min=0.0, max=1000.0, step=0.5),
         Knob("momentum", -0.5, "Share of earlier steps' guidance to add. 0 = none, as in plain CFG. Negative pushes "
-             "away from it; the paper uses -0.75 to -0.5.", min=-1.0, max=1.0, step=0.01),
+             "away from it; the paper uses -0.75 to -0.5.", min=-0.999, max=0.999, step=0.001),
     ),
     neutral={"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0},
     family="projected",

@@ -7,8 +7,10 @@ import torch
 from comfyui_distillery.samplers.path import Path
 from comfyui_distillery.samplers.solvers import SOLVERS
 
-from bench import architectures, gpu, hosted, overhead, problems, solvers
+from bench import architectures, gpu, guidance, guidance_quality, hosted, overhead, problems, solvers
 from bench.timing import relative_error
+
+LADDER = guidance.ladder
 
 
 @pytest.mark.parametrize("path", ["eps", "flow"])
@@ -61,9 +63,25 @@ def test_pictures_of_a_batch_have_their_own_prompts(nodes):
 
 def test_overhead_compares_equals_with_equals(nodes):
     rows = {row["candidate"]: row for row in overhead.measure(steps=4, times=2).rows}
-    assert rows["Trace"]["difference"] == 0
+    assert rows["Trace"]["difference"] == rows["Adaptive Guidance, nothing to skip"]["difference"] == 0
     assert rows["ghvb, order 2"]["difference"] < 1e-3 and rows["lambda_ddim"]["difference"] < 1e-3
     assert rows["APG"]["difference"] > 1e-3
+
+
+def test_the_guidance_benchmark_measures_every_rule_on_both_models(nodes, monkeypatch):
+    monkeypatch.setattr(guidance, "ladder", lambda steps: {name: rows[:1] for name, rows in LADDER(steps).items()})
+    result = guidance.measure(scales=(5.0,), steps=(6,), pictures=1)
+    assert len(result.rows) == len(result.table) == 2 * len(LADDER(6)) and len(guidance.MODELS) == 2
+    assert all(0 <= row["saved"] <= 0.5 and math.isfinite(row["error"]) for row in result.rows)
+    assert all((row["error"] == 0) == (row["saved"] == 0) for row in result.rows if row["rule"] != guidance.RIVAL)
+
+
+def test_the_quality_benchmark_examines_every_rule_and_smart_guidance(nodes):
+    rows = guidance_quality.measure(models=("shapes-dit",), count=20, batch=20, steps=2).rows
+    assert [row["rule"] for row in rows if row["scale"] == guidance_quality.SCALE][1:-1] == list(guidance_quality.candidates())
+    full = {row["scale"]: row for row in rows if row["rule"] == "full guidance"}
+    assert all(row["lost"] == pytest.approx(100 * (full[row["scale"]]["right"] - row["right"])) for row in rows)
+    assert all(row["saved"] == 0 for row in full.values()) and all(0 <= row["saved"] <= 0.5 for row in rows)
 
 
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)

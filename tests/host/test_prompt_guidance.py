@@ -1,5 +1,7 @@
 """Guidance by a third prompt in the real ComfyUI: against formulas in float64 on separate predictions, and core's guiders."""
 
+from itertools import pairwise
+
 import comfy.samplers
 import node_helpers
 import pytest
@@ -106,7 +108,7 @@ def test_alternating_takes_turns(nodes, built):
     """As core does with both negatives, each in the ranges of its own steps."""
     model, shape = built
     noise, sigmas = tiny.noise_for(shape, [1, 2]), tiny.schedule(model, STEPS)
-    borders = [0.0, *(tiny.percent_between(model, float(a), float(b)) for a, b in zip(sigmas[:-2], sigmas[1:-1])), 1.0]
+    borders = [0.0, *(tiny.percent_between(model, float(a), float(b)) for a, b in pairwise(sigmas[:-1])), 1.0]
     turns = []
     for i in range(STEPS):
         acts = {"start_percent": borders[i], "end_percent": borders[i + 1]}

@@ -10,7 +10,7 @@ from .skip import Skip
 
 class LowHigh(Reuse):
     """The last difference with one of its two parts enlarged: (1 + alpha_low) low + high before the switch, low + (1 + alpha_high) high
-    from there on. Lv et al. 2024, arXiv:2410.19355, section 3.3, equations 9 to 11. With both alphas 0 it is ``Reuse``."""
+    from there on. Lv et al. 2024, arXiv:2410.19355, section 3.3, equation 11. With both alphas 0 it is ``Reuse``."""
 
     def __init__(self, alpha_low, alpha_high, switch):
         super().__init__(whole=False)

@@ -18,7 +18,7 @@ class Periodic(Policy):
 
 
 EVERY = Knob("every", 2, "Evaluate the negative prompt at every so many steps. Neutral: 1, always.", min=1, max=100, step=1)
-WARM_UP = Knob("warm_up", 1, "Evaluate it at each of so many first steps.", min=1, max=1000, step=1)
+WARM_UP = Knob("warm_up", 2, "Evaluate it at each of so many first steps.", min=1, max=1000, step=1)
 
 PERIODIC = Skip(
     "Every n-th Step", "the guidance reused between steps, as in FasterCache's plainest form, Lv et al. 2024, arXiv:2410.19355",
