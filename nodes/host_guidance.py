@@ -206,7 +206,7 @@ class Run:
         branches = []
         for number, role in enumerate(roles):
             others = active(conds[number] or [], timestep)
-            if number != positive and others:  # else core evaluates nothing
+            if number != positive and (others or self.contrasts and conds[number]):  # else core evaluates nothing
                 skippers = self.skippers_for((window, role, prompts, others))
                 branches.append(Branch(number, skippers, moment, conds[number], model_options, divisible=not self.contrasts))
         batched = list(conds)

@@ -230,13 +230,13 @@ def test_every_nth_step_is_evaluated_after_the_first_ones(every, warm_up, expect
 
 
 def test_two_calls_of_a_step_are_one_step():
-    assert guided("every_nth", [0.5] * 8, [0, 0, 1, 1, 2, 2, 3, 3], every=2) == told("11001100")
+    assert guided("every_nth", [0.5] * 8, [0, 0, 1, 1, 2, 2, 3, 3], every=2, warm_up=1) == told("11001100")
 
 
 @pytest.mark.parametrize("reuse", ["difference", "unconditional", "nothing"])
 def test_what_is_reused_is_what_the_last_evaluation_said(reuse):
     cond, uncond = drawn(6, (2, 4, 8, 8))
-    _, filled = follow(begin("every_nth", every=3, reuse=reuse), cond, uncond)
+    _, filled = follow(begin("every_nth", every=3, warm_up=1, reuse=reuse), cond, uncond)
     for call in range(6):
         last = call - call % 3
         between = {"difference": cond[call] - (cond - uncond)[last], "unconditional": uncond[last], "nothing": cond[call]}

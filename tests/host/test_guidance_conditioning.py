@@ -101,7 +101,7 @@ def test_a_lora(nodes, built):
 
 
 @pytest.mark.parametrize("sampler, evaluations", [
-    ("euler_ancestral", (6, 3)), ("dpm_2_ancestral", (11, 6)), ("dpmpp_sde", (11, 6)), ("lms", (6, 3)), ("uni_pc", (6, 3)),
+    ("euler_ancestral", (6, 3)), ("dpm_2_ancestral", (11, 5)), ("dpmpp_sde", (11, 6)), ("lms", (6, 3)), ("uni_pc", (6, 3)),
     ("ddim", (6, 3)), ("res_multistep", (6, 3)),
 ])  # fmt: skip
 def test_samplers(nodes, built, sampler, evaluations):
@@ -203,8 +203,9 @@ def test_each_context_window_has_a_state_of_its_own(nodes, video):
 
     core = windowed(nodes, model).clone()
     core.set_model_sampler_pre_cfg_function(by_hand)
-    patched, report = tiny.guided_with_report(nodes, windowed(nodes, model), "every_nth", every=2, reuse="difference")
-    torch.testing.assert_close(sample(patched, noise), sample(core, noise), rtol=1e-3, atol=1e-3)
+    patched, report = tiny.guided_with_report(nodes, windowed(nodes, model), "every_nth", every=2, warm_up=1, reuse="difference")
+    result, expected = sample(patched, noise), sample(core, noise)
+    assert (result - expected).norm() < 1e-3 * expected.norm(), ((result - expected).norm(), expected.norm())
     assert tiny.totals(report)[0]["branches"] == {"cond": 12, "uncond": 6}
 
 

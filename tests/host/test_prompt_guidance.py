@@ -119,6 +119,17 @@ def test_alternating_takes_turns(nodes, built):
     assert [list(row["evaluations"]) for row in rows] == [["cond", "uncond"], ["cond", "other negative"]] * 3
 
 
+def test_a_third_prompt_needs_no_negative_that_acts(nodes, built):
+    """Where the negative prompt does not act, the other one still does."""
+    model, shape = built
+    noise, sigmas = tiny.noise_for(shape, [1, 2]), tiny.schedule(model, STEPS)
+    start = tiny.percent_between(model, float(sigmas[2]), float(sigmas[3]))
+    later = node_helpers.conditioning_set_values(tiny.prompt(2), {"start_percent": start, "end_percent": 1.0})
+    patched, report = prompted(nodes, model, "alternating", share=1.0)
+    assert_same(sample(patched, noise, negative=later), sample(model, noise, negative=tiny.prompt(3)))
+    assert tiny.totals(report)[0]["branches"] == {"cond": STEPS, "other negative": STEPS}
+
+
 # What holds for each
 
 
@@ -171,6 +182,20 @@ def test_skipping_saves_the_third_prompt_too(nodes, built, method, after):
     totals, _ = tiny.totals(report)
     assert totals["branches"]["cond"] == STEPS
     assert totals["evaluations"] == STEPS + 3 * (1 if method == "alternating" else 2)
+
+
+def test_items_decide_for_themselves_beside_a_third_prompt(nodes, built):
+    model, shape = built
+    noise, curves = tiny.noise_for(shape, [1, 2]), []
+    patched = prompted(nodes, model, "several")[0]
+    for item in noise:
+        watched, report = tiny.guided_with_report(nodes, patched, "adaptive", threshold=1.01, max_guided=1000)
+        sample(watched, item[None])
+        curves.append(tiny.totals(report)[1][0]["values"]["similarity"])
+    knobs = DROPS | {"threshold": sum(curves) / 2, "max_guided": 4}
+    skipping, report = tiny.guided_with_report(nodes, patched, "adaptive", **knobs)
+    close(sample(skipping, noise), torch.cat([sample(skipping, item[None]) for item in noise]))
+    assert curves[0] != curves[1]
 
 
 @pytest.mark.parametrize("method", CONTRASTS)

@@ -104,7 +104,7 @@ def test_every_second_step_is_an_independent_loop(nodes, built, reuse):
 
     core = model.clone()
     core.set_model_sampler_post_cfg_function(by_hand)
-    patched, report = tiny.guided_with_report(nodes, model, "every_nth", every=2, reuse=reuse)
+    patched, report = tiny.guided_with_report(nodes, model, "every_nth", every=2, warm_up=1, reuse=reuse)
     one, other = (tiny.sample(m, noise, sigmas=sigmas) for m in (patched, core))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     totals, rows = tiny.totals(report)
