@@ -47,7 +47,9 @@ def test_one_rule_is_that_rule(shape, name):
     cond, uncond = predictions(shape)
     at = moment(shape)
     (rule, knobs, state), again = links(name)[0], RULES[name].new_state(defaults(name))
-    assert torch.equal(guide([(rule, knobs, state)], cond, uncond, SCALE, at), rule(cond, uncond, SCALE, at=at, state=again, **knobs))
+    assert torch.equal(
+        guide([(rule, knobs, state)], cond, uncond, SCALE, at), rule(cond, uncond, SCALE, at=at, state=again, **knobs)
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -91,7 +93,9 @@ def test_what_another_function_gave_is_taken_for_plain_cfg(name):
 def test_scale_1_is_left_as_it_is(own):
     cond, uncond = predictions((2, 4, 8, 8))
     given = randn(2, 4, 8, 8, seed=7).double() if own else None
-    assert torch.equal(guide(links("apg", "rescale"), cond, uncond, 1, moment(cond.shape), given), given if own else plain(cond, uncond, 1))
+    assert torch.equal(
+        guide(links("apg", "rescale"), cond, uncond, 1, moment(cond.shape), given), given if own else plain(cond, uncond, 1)
+    )
 
 
 @pytest.mark.parametrize("name", RULES)

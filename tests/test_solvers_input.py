@@ -3,6 +3,9 @@
 import pytest
 import torch
 from comfyui_distillery.samplers.core import check_sigmas
+from comfyui_distillery.samplers.guidance import RULES
+from comfyui_distillery.samplers.guidance.contrast import CONTRASTS
+from comfyui_distillery.samplers.guidance.skipping import SKIPS
 from comfyui_distillery.samplers.noise import gaussian as noise_of
 from comfyui_distillery.samplers.noise import item_seeds
 from comfyui_distillery.samplers.schedules import SCHEDULES
@@ -92,8 +95,10 @@ def test_bad_settings(key):
 def test_in_one_family_knobs_of_one_name_have_the_same_options_and_default():
     """The browser carries a value over to another method's widget of the same name. Any order is good for any method."""
     known = {}
-    for method in [*SOLVERS.values(), *SCHEDULES.values()]:
+    families = [(solver.family, solver) for solver in SOLVERS.values()]
+    for registry in (SCHEDULES, SKIPS, RULES, CONTRASTS):
+        families += [(id(registry), method) for method in registry.values()]
+    for family, method in families:
         for knob in method.knobs:
             meaning = knob.options, None if knob.name == "order" else knob.default
-            family = getattr(method, "family", "schedules")
             assert known.setdefault((family, knob.name), meaning) == meaning, (method.title, knob.name)

@@ -1,13 +1,20 @@
 """Guidance away from a weaker model in the real ComfyUI: against core's guider with two models, and networks with blocks removed."""
 
 import comfy.samplers
+import node_helpers
 import pytest
 import tiny
 import torch
 from comfyui_distillery.nodes.architectures import blocks_of
+from test_parallel import control_net
 
 STEPS = 6
-DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by its ``max_guided`` alone
+DROPS = {
+    "threshold": 1.01,
+    "min_guided": 1,
+    "recheck": 0,
+    "instead": "nothing",
+}  # adaptive that goes by its ``max_guided`` alone
 
 
 def assert_same(a, b):
@@ -21,11 +28,15 @@ def close(got, expected):
 
 def beside(nodes, model, weak, share=1.0):
     """(model, report) guided away from another MODEL."""
-    return tiny.run(nodes["Distillery_Autoguidance"], model=model, weak={"weak": "another model", "weak_model": weak}, share=share)
+    return tiny.run(
+        nodes["Distillery_Autoguidance"], model=model, weak={"weak": "another model", "weak_model": weak}, share=share
+    )
 
 
 def without(nodes, model, start, end, share=1.0):
-    return tiny.run(nodes["Distillery_Autoguidance"], model=model, weak={"weak": "without blocks", "start": start, "end": end}, share=share)
+    return tiny.run(
+        nodes["Distillery_Autoguidance"], model=model, weak={"weak": "without blocks", "start": start, "end": end}, share=share
+    )
 
 
 def sample(model, noise, positive=None, negative=None, cfg=4.0):
@@ -51,7 +62,9 @@ def with_lora(model, strength=0.3):
     """As a LoRA does it: the change is laid over the weights when core loads the model."""
     patched = model.clone()
     state, generator = model.model.state_dict(), torch.Generator().manual_seed(9)
-    patched.add_patches({name: (strength * 0.1 * torch.randn(state[name].shape, generator=generator),) for name in weights_of(model)})
+    patched.add_patches(
+        {name: (strength * 0.1 * torch.randn(state[name].shape, generator=generator),) for name in weights_of(model)}
+    )
     return patched
 
 
@@ -133,6 +146,18 @@ def test_a_weak_model_may_come_through_other_nodes(nodes, pair, through):
     assert_same(sample(beside(nodes, model, noded)[0], noise), sample(beside(nodes, model, weak)[0], noise))
 
 
+def test_the_weak_model_sees_the_control_net_of_the_positive_prompt(nodes):
+    """Two models of the same weights and one ControlNet: no guidance."""
+    (model, shape), (weak, _) = tiny.build("eps"), tiny.build("eps")
+    noise = tiny.noise_for(shape, [1])
+    control = control_net(model)
+    control.set_cond_hint(torch.rand(1, 3, 8 * shape[1], 8 * shape[2], generator=torch.Generator().manual_seed(0)), 1.0)
+    controlled = node_helpers.conditioning_set_values(tiny.prompt(1), {"control": control})
+    expected = sample(model, noise, positive=controlled, cfg=1.0)
+    assert not torch.allclose(expected, sample(model, noise, cfg=1.0), atol=1e-2)
+    assert_same(sample(beside(nodes, model, weak)[0], noise, positive=controlled), expected)
+
+
 def test_an_interrupted_run_leaves_nothing_behind(nodes, pair):
     model, weak, shape = pair
     noise = tiny.noise_for(shape, [1])
@@ -208,7 +233,9 @@ def test_without_blocks_beside_context_windows(nodes):
 
 
 def test_a_model_of_another_latent_format_is_refused_naming_both(nodes, flow):
-    with pytest.raises(ValueError, match=r"weak_model works on latents of another kind \(SD15, 4 channels\) than model \(Flux, 16 channels\)"):
+    with pytest.raises(
+        ValueError, match=r"weak_model works on latents of another kind \(SD15, 4 channels\) than model \(Flux, 16 channels\)"
+    ):
         beside(nodes, flow[0], tiny.build("eps")[0])
 
 

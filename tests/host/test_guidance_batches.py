@@ -92,7 +92,14 @@ def test_a_mask_for_each_item(nodes, eps):
     left[..., :4] = 1
     halves = [left, 1 - left]
     negatives = [masked(2, half) + tiny.prompt(3) for half in halves]
-    check_batch(nodes, model, shape, [(None, negative) for negative in negatives], (None, masked(2, torch.cat(halves)) + tiny.prompt(3)), entries=2)
+    check_batch(
+        nodes,
+        model,
+        shape,
+        [(None, negative) for negative in negatives],
+        (None, masked(2, torch.cat(halves)) + tiny.prompt(3)),
+        entries=2,
+    )
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
@@ -136,7 +143,9 @@ def test_a_wrapped_network_sees_whole_batches(nodes, eps):
 def test_cores_cache_sees_whole_batches(nodes, eps):
     """EasyCache starts afresh whenever the batch changes its size; this one never reuses."""
     model, shape = eps
-    patched = tiny.run(nodes["EasyCache"], model=model, reuse_threshold=0.0, start_percent=0.0, end_percent=1.0, verbose=False)[0]
+    patched = tiny.run(nodes["EasyCache"], model=model, reuse_threshold=0.0, start_percent=0.0, end_percent=1.0, verbose=False)[
+        0
+    ]
     check_batch(nodes, patched, shape, *same_for_all(), splits=False)
 
 

@@ -1,5 +1,6 @@
 """Skipping beside all that core does with prompts, weights and samplers: dropped steps are core's CFGOverride with CFG 1."""
 
+import comfy.hooks
 import comfy.samplers
 import node_helpers
 import pytest
@@ -7,7 +8,12 @@ import tiny
 import torch
 from test_parallel import control_net
 
-DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by its ``max_guided`` alone
+DROPS = {
+    "threshold": 1.01,
+    "min_guided": 1,
+    "recheck": 0,
+    "instead": "nothing",
+}  # adaptive that goes by its ``max_guided`` alone
 STEPS, GUIDED = 6, 3
 with_values = node_helpers.conditioning_set_values
 
@@ -100,6 +106,21 @@ def test_a_lora(nodes, built):
     assert_same(sample(model, noise), before)
 
 
+@pytest.mark.parametrize("of, seed", [("positive", 1), ("negative", 2)])
+def test_a_prompt_with_a_lora_of_its_own(nodes, built, of, seed):
+    """Core runs the two prompts one after the other then, each on weights of its own."""
+    model, shape = built
+    name = next(key for key, value in model.model.state_dict().items() if key.endswith("weight") and value.ndim == 2)
+    lora = {name.removesuffix(".weight") + ".diff": 0.1 * torch.ones_like(model.model.state_dict()[name])}
+    hooks = comfy.hooks.create_hook_lora(lora=lora, strength_model=1.0, strength_clip=0.0)
+    hooked = {of: comfy.hooks.set_hooks_for_conditioning(tiny.prompt(seed), hooks)}
+    noise = tiny.noise_for(shape, [1, 2])
+    before = sample(model, noise)
+    result = check(nodes, model, noise, (6, 3), **hooked)
+    assert not torch.equal(result, check(nodes, model, noise, (6, 3)))
+    assert_same(sample(model, noise), before)
+
+
 @pytest.mark.parametrize("sampler, evaluations", [
     ("euler_ancestral", (6, 3)), ("dpm_2_ancestral", (11, 5)), ("dpmpp_sde", (11, 6)), ("lms", (6, 3)), ("uni_pc", (6, 3)),
     ("ddim", (6, 3)), ("res_multistep", (6, 3)),
@@ -123,7 +144,9 @@ def test_samplers_that_step_along_the_unconditional_prediction(nodes, built, sam
     core = model.clone()
     core.set_model_sampler_pre_cfg_function(drop)
     patched, report = tiny.guided_with_report(nodes, model, "adaptive", **DROPS, max_guided=GUIDED)
-    torch.testing.assert_close(sample(patched, noise, sampler=sampler), sample(core, noise, sampler=sampler), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        sample(patched, noise, sampler=sampler), sample(core, noise, sampler=sampler), rtol=1e-3, atol=1e-3
+    )
     assert tiny.totals(report)[0]["branches"] == {"cond": STEPS, "uncond": GUIDED}
 
 
@@ -142,7 +165,9 @@ def test_other_prompts_are_compared_afresh(nodes, built, of):
     """Guided at two steps with the first prompt, which is followed by another at the fourth step: at two steps with that."""
     model, shape = built
     noise, sigmas = tiny.noise_for(shape, [1, 2]), tiny.schedule(model, STEPS)
-    prompts = with_values(tiny.prompt(1), between(model, sigmas, 0, 3)) + with_values(tiny.prompt(3), between(model, sigmas, 3, 6))
+    prompts = with_values(tiny.prompt(1), between(model, sigmas, 0, 3)) + with_values(
+        tiny.prompt(3), between(model, sigmas, 3, 6)
+    )
     patched, report = tiny.guided_with_report(nodes, model, "adaptive", **DROPS, max_guided=2)
     core = tiny.unguided_from(nodes, tiny.unguided_from(nodes, model, sigmas, 5), sigmas, 2, 3)
     assert_same(*(sample(m, noise, **{of: prompts}) for m in (patched, core)))
@@ -203,7 +228,9 @@ def test_each_context_window_has_a_state_of_its_own(nodes, video):
 
     core = windowed(nodes, model).clone()
     core.set_model_sampler_pre_cfg_function(by_hand)
-    patched, report = tiny.guided_with_report(nodes, windowed(nodes, model), "every_nth", every=2, warm_up=1, reuse="difference")
+    patched, report = tiny.guided_with_report(
+        nodes, windowed(nodes, model), "every_nth", every=2, warm_up=1, reuse="difference"
+    )
     result, expected = sample(patched, noise), sample(core, noise)
     assert (result - expected).norm() < 1e-3 * expected.norm(), ((result - expected).norm(), expected.norm())
     assert tiny.totals(report)[0]["branches"] == {"cond": 12, "uncond": 6}

@@ -6,7 +6,12 @@ import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 
-DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by its ``max_guided`` alone
+DROPS = {
+    "threshold": 1.01,
+    "min_guided": 1,
+    "recheck": 0,
+    "instead": "nothing",
+}  # adaptive that goes by its ``max_guided`` alone
 GUIDED = {"threshold": 1.01, "max_guided": 1000}  # adaptive that never skips: at work, unlike its neutral settings
 APG = {"eta": 0.5, "norm_threshold": 2.0, "momentum": -0.5}
 
@@ -195,7 +200,11 @@ class Apart(comfy.samplers.CFGGuider):
         out = []
         for index, name in enumerate(("positive", "negative")):
             conds = self.slots(self.conds[name], index)
-            out.append(comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[conds.index(self.conds[name])])
+            out.append(
+                comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[
+                    conds.index(self.conds[name])
+                ]
+            )
         return out[1] + (out[0] - out[1]) * self.cfg
 
 
@@ -217,7 +226,14 @@ def test_a_guider_that_never_brings_the_prompts_together_is_refused_by_name(node
 def test_skipping_is_refused_where_a_node_evaluates_the_prompts_apart(nodes, flow):
     """Core's SkipLayerGuidanceDiTSimple asks for the negative prompt alone, on a network with layers missing."""
     model, shape = flow
-    model = tiny.run(nodes["SkipLayerGuidanceDiTSimple"], model=model, double_layers="0", single_layers="", start_percent=0.0, end_percent=1.0)[0]
+    model = tiny.run(
+        nodes["SkipLayerGuidanceDiTSimple"],
+        model=model,
+        double_layers="0",
+        single_layers="",
+        start_percent=0.0,
+        end_percent=1.0,
+    )[0]
     with pytest.raises(ValueError, match="SkipLayerGuidanceDiTSimple"):
         tiny.sample(tiny.guided(nodes, model, "adaptive", **GUIDED), tiny.noise_for(shape, [1]))
     shaped = tiny.sample(tiny.guided(nodes, model, "apg", **APG), tiny.noise_for(shape, [1]))
@@ -237,7 +253,9 @@ def test_sampler_custom_advanced(nodes, built):
         guider = made(nodes, "CFGGuider", model)
         with torch.inference_mode():
             noise = tiny.run(nodes["RandomNoise"], noise_seed=3)[0] if noise else tiny.run(nodes["DisableNoise"])[0]
-            out = tiny.run(nodes["SamplerCustomAdvanced"], noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent)
+            out = tiny.run(
+                nodes["SamplerCustomAdvanced"], noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+            )
         return out[0]
 
     empty = {"samples": torch.zeros(1, *shape)}
@@ -265,4 +283,6 @@ def test_k_sampler_advanced_in_two_parts(nodes, built):
     first = part(patched, empty, 0, 3)
     core_first = part(tiny.unguided_from(nodes, model, sigmas, 2), empty, 0, 3)
     assert_same(first["samples"], core_first["samples"])
-    assert_same(part(patched, first, 3, 6)["samples"], part(tiny.unguided_from(nodes, model, sigmas, 5), core_first, 3, 6)["samples"])
+    assert_same(
+        part(patched, first, 3, 6)["samples"], part(tiny.unguided_from(nodes, model, sigmas, 5), core_first, 3, 6)["samples"]
+    )

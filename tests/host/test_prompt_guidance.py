@@ -8,9 +8,15 @@ import pytest
 import tiny
 import torch
 from comfyui_distillery.samplers.guidance.contrast import CONTRASTS
+from test_parallel import control_net
 
 STEPS = 6
-DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by its ``max_guided`` alone
+DROPS = {
+    "threshold": 1.01,
+    "min_guided": 1,
+    "recheck": 0,
+    "instead": "nothing",
+}  # adaptive that goes by its ``max_guided`` alone
 
 
 def assert_same(a, b):
@@ -20,7 +26,9 @@ def assert_same(a, b):
 
 def prompted(nodes, model, method, seed=3, **knobs):
     """(model, report) guided by a third prompt too."""
-    return tiny.run(nodes["Distillery_PromptGuidance"], model=model, prompt=tiny.prompt(seed), method={"method": method, **knobs})
+    return tiny.run(
+        nodes["Distillery_PromptGuidance"], model=model, prompt=tiny.prompt(seed), method={"method": method, **knobs}
+    )
 
 
 def sample(model, noise, positive=None, negative=None, cfg=4.0, sigmas=None):
@@ -72,6 +80,27 @@ def test_perpendicular_is_core_for_one_item(nodes, built):
     close(sample(patched, noise), tiny.sample_with(guider, noise, sigmas))
     totals, _ = tiny.totals(report)
     assert totals["branches"] == {"cond": STEPS, "uncond": STEPS, "empty": STEPS} and totals["calls"] == STEPS
+
+
+def test_a_third_prompt_may_have_a_control_net(nodes):
+    model, shape = tiny.build("eps")
+    noise, sigmas = tiny.noise_for(shape, [1]), tiny.schedule(model, STEPS)
+    control = control_net(model)
+    control.set_cond_hint(torch.rand(1, 3, 8 * shape[1], 8 * shape[2], generator=torch.Generator().manual_seed(0)), 1.0)
+    empty = node_helpers.conditioning_set_values(tiny.prompt(3), {"control": control})
+    method = {"method": "perpendicular", "neg_scale": 1.0, "share": 1.0}
+    patched, _ = tiny.run(nodes["Distillery_PromptGuidance"], model=model, prompt=empty, method=method)
+    guider = tiny.run(
+        nodes["PerpNegGuider"],
+        model=model,
+        positive=tiny.prompt(1),
+        negative=tiny.prompt(2),
+        empty_conditioning=empty,
+        cfg=4.0,
+        neg_scale=1.0,
+    )[0]
+    close(sample(patched, noise), tiny.sample_with(guider, noise, sigmas))
+    assert not torch.allclose(sample(patched, noise), sample(prompted(nodes, model, **method)[0], noise), atol=1e-2)
 
 
 @pytest.mark.parametrize("weights", [(1.5,), (1.5, -0.5), (1.0, 2.0, 0.5)], ids=str)

@@ -6,7 +6,12 @@ import tiny
 import torch
 from comfyui_distillery.samplers.guidance.skipping import SKIPS
 
-DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by its ``max_guided`` alone
+DROPS = {
+    "threshold": 1.01,
+    "min_guided": 1,
+    "recheck": 0,
+    "instead": "nothing",
+}  # adaptive that goes by its ``max_guided`` alone
 GUIDED = {"threshold": 1.01, "max_guided": 1000}  # adaptive that never skips: at work, unlike its neutral settings
 
 
@@ -179,7 +184,10 @@ def test_an_interrupted_run_leaves_nothing_behind(nodes, built):
 
     with pytest.raises(Stopped):
         tiny.sample(patched, noise, callback=stop)
-    assert patched.model_options.keys() == options.keys() and patched.model_options["transformer_options"] == options["transformer_options"]
+    assert (
+        patched.model_options.keys() == options.keys()
+        and patched.model_options["transformer_options"] == options["transformer_options"]
+    )
     assert "distillery_runs" not in patched.model_options["transformer_options"]
     assert not report.runs[-1]["complete"]
     assert_same(tiny.sample(patched, noise), expected)
@@ -219,3 +227,15 @@ def test_a_scale_below_1_is_refused_before_anything_runs(nodes, flow):
     with pytest.raises(ValueError, match=r"cfg is 0\.5: Adaptive Guidance skips"):
         tiny.sample(patched, tiny.noise_for(shape, [1]), cfg=0.5)
     assert not any(run["totals"].get("evaluations") for run in report.runs)
+
+
+@pytest.mark.parametrize("rule", SKIPS)
+def test_a_solver_of_several_steps_at_once_is_refused_by_name(nodes, flow, rule):
+    model, shape = flow
+    patched, solver = tiny.guided(nodes, model, rule), tiny.sampler(nodes, "paradigms")
+    with pytest.raises(
+        ValueError, match=f"sampler runs several steps at once, which {SKIPS[rule].title} cannot follow.*Use another"
+    ):
+        tiny.sample(patched, tiny.noise_for(shape, [1]), sampler=solver)
+    neutral = tiny.guided(nodes, model, rule, **SKIPS[rule].neutral)
+    assert_same(*(tiny.sample(m, tiny.noise_for(shape, [1]), sampler=solver) for m in (neutral, model)))

@@ -30,8 +30,13 @@ MODELS = {  # name: core's class, its network, the shape of one latent
 
 
 def build(name, dtype=torch.float32):
-    """(model, latent shape of one item). The network is filled with seeded noise: core leaves it uninitialised."""
+    """(model, latent shape of one item)."""
     kind, network, shape = MODELS[name]
+    return build_from(kind, network, dtype), shape
+
+
+def build_from(kind, network, dtype=torch.float32):
+    """A model of core's class ``kind``. The network is filled with seeded noise: core leaves it uninitialised."""
     config = kind(dict(network))
     config.set_inference_dtype(dtype, None)
     with torch.inference_mode(False):
@@ -40,10 +45,9 @@ def build(name, dtype=torch.float32):
         for parameter in model.diffusion_model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data = (0.5 * noise / max(parameter.shape[-1], 1) ** 0.5).to(parameter.dtype)
-    patcher = comfy.model_patcher.CoreModelPatcher(
+    return comfy.model_patcher.CoreModelPatcher(
         model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
     )
-    return patcher, shape
 
 
 def prompt(seed):

@@ -76,7 +76,7 @@ ADAPTIVE = Skip(
         Knob("max_guided", 0, "Guide at most so many steps, whatever they say. 0: no limit.", min=0, max=1000, step=1),
         Knob("instead", "fading", "What steps without it get: the last difference between the two predictions, fading as measured or as "
              "it was; or nothing, as published, which leaves them unguided.", options=tuple(INSTEAD)),
-        Knob("recheck", 6, "Evaluate it again every so many steps, and guide on if the two have come apart. 0, as published: never, for "
+        Knob("recheck", 5, "Evaluate it again every so many steps, and guide on if the two have come apart. 0, as published: never, for "
              "instead nothing.", min=0, max=1000, step=1),
         Knob("patience", 1, "So many evaluations in a row must agree.", min=1, max=100, step=1, advanced=True),
         Knob("hysteresis", 0.005, "How far below the threshold they must have come apart to guide on.",
