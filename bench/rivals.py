@@ -1,6 +1,7 @@
 """What other packs do, written from their descriptions, as patches of a MODEL: at their best, each picture deciding for itself."""
 
 import torch
+from comfyui_distillery.samplers.core import append_dims
 
 
 def adaptive_guider(model, threshold):
@@ -17,7 +18,7 @@ def adaptive_guider(model, threshold):
         cond, uncond = executor(inner, conds, x, timestep, model_options)
         resting = guided.setdefault("resting", torch.zeros(len(x), dtype=torch.bool))
         guided["count"] = guided.get("count", 0) + int((~resting).sum())
-        uncond = torch.where(resting.view(-1, *[1] * (x.ndim - 1)), cond, uncond)
+        uncond = torch.where(append_dims(resting, x), cond, uncond)
         resting |= torch.cosine_similarity(cond.flatten(1), uncond.flatten(1)) >= threshold
         return [cond, uncond]
 

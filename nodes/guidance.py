@@ -38,7 +38,7 @@ class SkipGuidance(io.ComfyNode):
             search_aliases=["adaptive guidance", "cfg", "skip uncond", "linear ag", "fastercache", "cfg interval", "speed"],
             not_idempotent=True,
             inputs=[MODEL, method_input(SKIPS)],
-            outputs=outputs("The same model with fewer unconditional evaluations. CFG 1 is unaffected."),
+            outputs=outputs("The same model with fewer unconditional evaluations. Where CFG 1 has none, nothing changes."),
         )
 
     @classmethod

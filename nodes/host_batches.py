@@ -6,6 +6,8 @@ import comfy.conds
 import comfy.samplers
 import torch
 
+from ..samplers.core import append_dims
+
 
 class Spread:
     """Answers x (w * B, C, ..., H, W), item fastest, at sigma (w * B,), mixed; in place of the model that core gives a sampler.
@@ -55,7 +57,7 @@ class Spread:
             chosen = torch.tensor([other == group for other in groups], device=x.device)
             level = sigma[groups.index(group)]
             found = evaluate(x, torch.where(chosen, sigma, level))
-            answer = found if answer is None else torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), found, answer)
+            answer = found if answer is None else torch.where(append_dims(chosen, x), found, answer)
         return answer
 
     def active(self, level):

@@ -2,8 +2,9 @@
 
 import torch
 
+from ..samplers.core import append_dims
 from ..samplers.guidance.skipping.skip import similarities
-from .host_prompts import rows_of
+from .host_prompts import active, rows_of
 
 
 class Branch:
@@ -24,51 +25,63 @@ class Branch:
 
     def finish(self, moment, cond, uncond):
         """The predictions of this branch, (B, ...): the evaluated ones, else what the first rule that skips has for them."""
-        similar = similarities(moment, cond, uncond, self.items) if self.items and self.skippers else []
-        for skipper in self.skippers if similar else ():
-            skipper.observe(moment, cond, uncond, self.items, similar)
+        similar = {}
+        for skipper in self.skippers if self.items else ():
+            measure = skipper.policy.measure
+            if measure not in similar:
+                similar[measure] = similarities(moment, cond, uncond, self.items, measure)
+            skipper.observe(moment, cond, uncond, self.items, similar[measure])
         word, reason, waiting = "guide" if self.skippers else "", "", set(self.skipped)
         for skipper, wanted in zip(self.skippers, self.wanted):
             fills = [i for i in sorted(waiting) if not wanted[i]]
             if fills:
                 chosen = torch.tensor([i in fills for i in range(len(wanted))], device=cond.device)
-                uncond = torch.where(chosen.view(-1, *[1] * (cond.ndim - 1)), skipper.estimate(moment, cond), uncond)
+                uncond = torch.where(append_dims(chosen, cond), skipper.estimate(moment, cond), uncond)
                 word, reason = skipper.forecast.word, skipper.policy.reason
                 waiting -= set(fills)
         share = 0 if self.whole else len(self.skipped) / len(moment.x)
-        values = {"similarity": sum(similar) / len(similar)} if similar else {}
+        cosines = next(iter(similar.values()), None)
+        values = {"similarity": sum(cosines) / len(cosines)} if cosines else {}
         self.note = {"skipped": share, "decision": word, "reason": reason, "values": values}
         return uncond
 
 
 class Contrasts:
-    """What else is evaluated at one step beside the positive and the negative prompt, each under a number of its own from 2 on."""
+    """What else is evaluated at one step beside the positive and the negative prompt, each under a number of its own from 2 on.
 
-    def __init__(self, links, step):
-        self.asked = [(link, other, *link.rule.wants(link.settings, step)) for link, other in links]
+    Rules that add to what there is come last, and all start from the same; before a rule that puts something in its place, nothing
+    is evaluated.
+    """
+
+    def __init__(self, links, step, timestep):
         self.names = ("cond", "uncond", *(other.name for _, other in links))
+        self.asked = []  # (number, link, other, whether it keeps what was there), in the order in which they act
+        for number, (link, other) in sorted(enumerate(links, 2), key=lambda numbered: numbered[1][0].rule.adds):
+            keeps, wanted = link.rule.wants(link.settings, step)
+            if wanted and (other.prompt is None or active(other.prompt, timestep)):  # else it has nothing to say here
+                self.asked = [*(self.asked if keeps else []), (number, link, other, keeps)]
 
     def joining(self, conds):
         """The prompts of one call: core's own two, as far as they are needed, and the further ones."""
         positive, negative = conds
-        needed = self.asked[0][2]
-        return [positive, negative if needed else None, *(other.prompt if wanted else None for _, other, _, wanted in self.asked)]
+        kept = not self.asked or self.asked[0][3]
+        further = {number: other.prompt for number, _, other, _ in self.asked}
+        return [positive, negative if kept else None, *(further.get(number) for number in range(2, len(self.names)))]
 
     def uncond(self, out, scale, call, records):
-        """What to guide away from; out: the predictions of that call; further ones are by calls of their own, made with ``call``.
-
-        Several by one rule all start from what was there before the first of them, so that their changes add up.
-        """
+        """What to guide away from; out: the predictions of that call; further ones are by calls of their own, made with ``call``."""
         cond, uncond = out[:2]
-        rule = before = None
-        for number, (link, other, keeps, wanted) in enumerate(self.asked, 2):
-            if link.rule is not rule:
-                rule, before = link.rule, uncond
-            others = []
-            if wanted:
-                others = [other.predict(number, records, *call) if other.prompt is None else out[number]]
-            made = rule.rule(before if keeps else None, others, cond, scale, **link.settings)
-            uncond = uncond + (made - before) if keeps and uncond is not before else made
+        base = None
+        for number, link, other, keeps in self.asked:
+            if other.prompt is None:
+                prediction = other.predict(number, records, *call)
+            else:  # where a mask or an area leaves nothing of a prompt, core answers 0: there it changes nothing
+                prediction = torch.where((out[number] == 0).all(1, keepdim=True), uncond if keeps else cond, out[number])
+            if link.rule.adds:
+                base = uncond if base is None else base
+                uncond = uncond + link.rule.rule(base, [prediction], cond, scale, **link.settings) - base
+            else:
+                uncond = link.rule.rule(uncond if keeps else None, [prediction], cond, scale, **link.settings)
         return uncond
 
 

@@ -127,6 +127,11 @@ class WeakModel:
         check_weak(run["guider"].model_patcher, weak)  # again: nodes after ours may have patched the model
         self.weak, self.run, self.positive = weak, run, None
         self.raw = [entry.copy() for entry in run["guider"].conds["positive"]]
+        if any("hooks" in entry for entry in self.raw):
+            raise ValueError(
+                "positive has hooks, a LoRA of its own or on a schedule, which weak_model would not see: use Autoguidance without "
+                "blocks, or remove one of the two."
+            )
         self.owns = False
 
     def prepare(self, x, sample_sigmas):
@@ -136,7 +141,6 @@ class WeakModel:
         for name, hooks in (("wrappers", weak.wrappers), ("callbacks", weak.callbacks)):
             comfy.patcher_extension.merge_nested_dicts(options.setdefault(name, {}), hooks, copy_dict1=False)
         options["sample_sigmas"] = sample_sigmas
-        comfy.samplers.cast_to_load_options(self.model_options, device=x.device, dtype=weak.model_dtype())
         if weak.model.current_patcher is None:
             self.owns = True
             weak.pre_run()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..samplers.core import complete, takes
+from ..samplers.core import append_dims, complete, takes
 from ..samplers.guidance import Rule, smart
 from ..samplers.guidance.chain import guide
 from ..samplers.guidance.contrast import Contrast
@@ -45,13 +45,17 @@ class SmartLink:
     scale: float
     saving: str
 
-    def chosen(self, path, steps):
-        return [Link(rule, complete(rule.knobs, knobs)) for rule, knobs in smart.choice(path, steps, self.scale, self.saving)]
+    def chosen(self, path, steps, latent):
+        """latent: the run's, (B, ...)."""
+        found = smart.choice(path, steps, self.scale, self.saving, latent[0].numel())
+        return [Link(rule, complete(rule.knobs, knobs)) for rule, knobs in found]
 
 
 def with_smart(model, scale, saving):
     """A clone guided at ``scale`` by what measured best on this kind of model; saving is a key of ``smart.SAVINGS``."""
     path_of(model.get_model_object("model_sampling"))  # says so now if the kind is not known
+    if any(isinstance(link, SmartLink) for link in model.model_options["transformer_options"].get(CHAIN, ())):
+        raise ValueError("model already has Smart Guidance, and a run has one scale: remove one of the two nodes.")
     return with_link(model, SmartLink(scale, saving))
 
 
@@ -105,13 +109,13 @@ class Run:
         for link in options["transformer_options"][CHAIN]:
             if isinstance(link, SmartLink):
                 self.target = link.scale
-                links += link.chosen(path_of(self.sampling), len(self.sigmas) - 1)
+                links += link.chosen(path_of(self.sampling), len(self.sigmas) - 1, run["noise"])
             else:
                 links.append(link)
         self.skips = [link for link in links if isinstance(link.rule, Skip)]
         self.shaping = [(link.rule, link.settings, link.rule.new_state(link.settings)) for link in links if isinstance(link.rule, Rule)]
         self.contrasts = [(link, link.others(run)) for link in links if isinstance(link.rule, Contrast)]
-        self.path = path_of(self.sampling) if any(takes(rule.rule, "at") for rule, _, _ in self.shaping) else None
+        self.path = self.known_path(needed=any(takes(rule.rule, "at") for rule, _, _ in self.shaping))
         shapes = run["latent_shapes"]
         self.shapes = tuple(map(tuple, shapes)) if shapes is not None and len(shapes) > 1 else None
         self.skippers = {}  # for each branch and each set of prompts: one for each of ``skips``
@@ -143,6 +147,14 @@ class Run:
                 f"{type(self.guider).__name__} mixes several prompts by a rule of its own, beside which {self.contrasts[0][0].rule.title} "
                 "has no meaning. Use CFGGuider or KSampler, or remove that node."
             )
+
+    def known_path(self, needed):
+        try:
+            return path_of(self.sampling)
+        except ValueError:
+            if needed:
+                raise
+            return None
 
     def end(self, completed):
         for _, other in self.contrasts:
@@ -186,6 +198,8 @@ class Run:
         window = None if window is None else tuple(window.index_list)
         roles = roles_of(conds, self.guider.conds)
         self.scale = self.guider.cfg
+        for link in self.skips:
+            check_scale("cfg", self.scale, link.rule)
         replaces = [link.rule for link in (*self.skips, *(link for link, _ in self.contrasts))]
         if replaces and "positive" not in roles and len(conds) > 1 and any(roles):
             raise no_place(model_options.get("sampler_calc_cond_batch_function", type(self.guider)), replaces[0])
@@ -215,7 +229,7 @@ class Run:
                 batched[branch.number] = None
         records = recorders(model_options["transformer_options"])
         contrasting = self.contrasts and self.guider.cfg != 1 and any(branch.whole for branch in branches)
-        contrasts = Contrasts(self.contrasts, moment.step) if contrasting else None
+        contrasts = Contrasts(self.contrasts, moment.step, timestep) if contrasting else None
         if contrasts:
             batched = contrasts.joining(batched)
             for recorder in records:
@@ -249,10 +263,10 @@ class Run:
         denoised, cond, uncond, scale = (args[key] for key in ("denoised", "cond_denoised", "uncond_denoised", "cond_scale"))
         empty = args.get("empty_cond_denoised")
         if empty is not None and self.skips:  # where perpendicular guidance was left nothing to divide by
-            same = (cond == empty).flatten(1).all(1).view(-1, *[1] * (cond.ndim - 1))
+            same = append_dims((cond == empty).flatten(1).all(1), cond)
             denoised = torch.where(same, cond, denoised)
         if not self.shaping or (args["uncond"] is None and empty is None):  # CFG 1: there is nothing to guide with
             return denoised
         own = empty is not None or "sampler_cfg_function" in args["model_options"]
-        at = self.moment(args["input"], args["sigma"]) if self.path or self.shapes else None
+        at = self.moment(args["input"], args["sigma"])
         return guide(self.shaping, cond, uncond, scale, at, denoised if own else None)

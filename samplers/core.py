@@ -125,6 +125,14 @@ class Knob:
         return isinstance(value, kinds) and not isinstance(value, bool) and self.min <= value <= self.max
 
 
+class HasNeutral:
+    """What has ``knobs`` and, of some of them, the values at which it changes nothing: ``neutral``."""
+
+    def is_neutral(self, given):
+        settings = complete(self.knobs, given)
+        return all(settings[name] == value for name, value in self.neutral.items())
+
+
 def complete(knobs, given):
     """The given settings with defaults filled in. ValueError on an unknown name or a value out of range."""
     known = {knob.name: knob for knob in knobs}

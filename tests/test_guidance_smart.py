@@ -39,7 +39,7 @@ def test_there_is_a_choice_for_every_word_that_saves_at_least_what_it_says(kind,
 def test_it_is_the_row_of_the_most_steps_that_the_run_has(path, word, steps):
     rows = [row for row in CHOICES["flow" if path.is_flow else "ve"]["skipping"] if row["saving"] == word]
     expected = [row for row in rows if row["steps"] <= max(steps, rows[0]["steps"])][-1]
-    assert choice(path, steps, 1.0, word) == [(SKIPS[expected["rule"]], expected["knobs"])]
+    assert choice(path, steps, 1.0, word, 4096) == [(SKIPS[expected["rule"]], expected["knobs"])]
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -47,7 +47,14 @@ def test_shaping_begins_at_its_scale_and_nothing_is_skipped_for_nothing(path):
     rows = CHOICES["flow" if path.is_flow else "ve"]["shaping"]
     for scale in (1.0, 3.0, 6.0, 20.0):
         expected = [(RULES[row["rule"]], row["knobs"]) for row in rows if scale >= row["from scale"]]
-        assert choice(path, 20, scale, "nothing") == expected
+        assert choice(path, 20, scale, "nothing", rows[0]["elements"] if rows else 1) == expected
+
+
+def test_a_norm_threshold_grows_with_the_root_of_the_latent():
+    (row,) = CHOICES["flow"]["shaping"]
+    for times, factor in ((4, 2), (0.25, 0.5), (1e9, 1000 / row["knobs"]["norm_threshold"])):
+        ((_, knobs),) = choice(PATHS["flow"], 20, 20.0, "nothing", row["elements"] * times)
+        assert knobs == row["knobs"] | {"norm_threshold": pytest.approx(row["knobs"]["norm_threshold"] * factor)}
 
 
 def test_the_tool_takes_the_least_error_among_those_that_save_enough():

@@ -12,6 +12,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from comfyui_distillery.samplers.core import complete
 from comfyui_distillery.samplers.guidance import RULES, smart
 
 from bench import hosted
@@ -45,7 +46,7 @@ def skipping_rows(kind, pictures, steps=STEPS):
                 error = relative_error(task.sample(sampler, sigmas, model), full)
                 found.setdefault(number, []).append((0.5 - evaluations() / count / 2, error))
         rows += [least(found, saving, count) for saving in smart.SAVINGS if saving != "nothing"]
-        print(kind, count, rows[-3:], flush=True)
+        print(kind, count, rows[-len(smart.SAVINGS) + 1 :], flush=True)
     return rows
 
 
@@ -90,7 +91,10 @@ def shaping_rows(kind, captions):
         if shaped["KID"] >= plain["KID"] or shaped["right"] < plain["right"] - 0.01:
             break
         start = scale
-    return [{"from scale": start, "rule": winner[0], "knobs": winner[1], "right": at_high["right"], "KID": at_high["KID"]}]
+    knobs = complete(RULES[winner[0]].knobs, winner[1])
+    elements = exam.bundled.channels * 16 * 16
+    figures = {"right": at_high["right"], "KID": round(at_high["KID"], 4)}
+    return [{"from scale": start, "rule": winner[0], "knobs": knobs, "elements": elements, **figures}]
 
 
 def keep(kind, part, rows):

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..core import append_dims
+
 
 def plain(cond, uncond, scale):
     """Classifier-free guidance. Ho and Salimans 2022, arXiv:2207.12598, equation 6, on denoised latents."""
@@ -23,7 +25,7 @@ def guide(links, cond, uncond, scale, at, denoised=None):
     if scale == 1:
         return before
     guided, so_far = before, uncond if denoised is None else as_uncond(cond, denoised, scale)
-    differs = (cond != so_far).flatten(1).any(1).view(-1, *[1] * (cond.ndim - 1))
+    differs = append_dims((cond != so_far).flatten(1).any(1), cond)
     for rule, knobs, state in links:
         guided = rule(cond, so_far, scale, at=at, state=state, **knobs)
         so_far = as_uncond(cond, guided, scale)

@@ -7,14 +7,15 @@ on from there: ``rule(uncond, others, cond, scale, *, <knobs>) -> uncond``, all 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core import Knob, batch_dims, complete
+from ..core import HasNeutral, Knob, batch_dims
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(HasNeutral):
     """wants(knobs, step) is (whether the negative prompt's own prediction is used at this step, whether the others' are).
 
-    other is what reports call the other prediction; kind, "positive" or "negative", as what ComfyUI prepares its prompt.
+    other is what reports call the other prediction; kind, "positive" or "negative", as what ComfyUI prepares its prompt. A rule that
+    ``adds`` changes what there is by an amount that does not depend on others of its kind.
     """
 
     rule: Callable
@@ -25,11 +26,8 @@ class Contrast:
     neutral: dict
     other: str
     kind: str = "negative"
+    adds: bool = False
     wants: Callable = lambda knobs, step: (True, True)
-
-    def is_neutral(self, knobs):
-        settings = complete(self.knobs, knobs)
-        return all(settings[name] == value for name, value in self.neutral.items())
 
 
 def perpendicular(uncond, others, cond, scale, *, neg_scale, share):
@@ -58,7 +56,7 @@ def several(uncond, others, cond, scale, *, weight):
 
 def alternating(uncond, others, cond, scale, *, share):
     """The other negative prompt at a share of the steps. Chen et al. 2022, Re-Imagen, arXiv:2209.14491, section 3.3."""
-    return others[0] if others else uncond
+    return others[0]
 
 
 def takes_turn(share, step):
@@ -99,7 +97,7 @@ CONTRASTS = {
             Knob("weight", 1.0, "CFG scale of the further prompt, beside the sampler's for the positive one. Neutral: 0.",
                  min=-100.0, max=100.0, step=0.1),
         ),
-        neutral={"weight": 0.0}, other="other", kind="positive",
+        neutral={"weight": 0.0}, other="other", kind="positive", adds=True,
     ),
     "alternating": Contrast(
         alternating, "Interleaved guidance", "Chen et al. 2022, arXiv:2209.14491",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..core import to_d
+from ..core import append_dims, to_d
 from ..path import Path
 
 
@@ -20,12 +20,21 @@ class Moment:
     sigma: torch.Tensor
     step: int
     steps: int
-    path: Path
+    path: Path | None
     shapes: tuple | None = None
 
     def d(self, denoised):
         """A prediction as the paper's output: eps on VE paths, velocity on flow. (B, ...), as x."""
         return to_d(self.x, self.sigma, denoised)
+
+    def velocity(self, denoised):
+        """A prediction as a velocity, the same kind of thing on every model: on flow d itself, elsewhere v, predicted noise less
+        sigma times the data, of arbitrary length. Where the path is not known it is d too.
+        """
+        sigma, d = append_dims(self.sigma, denoised), self.d(denoised)
+        if self.path is None or self.path.is_flow:
+            return d
+        return d - (1 if self.path.prediction == "cosmos" else sigma) * denoised
 
     def time(self):
         """(B,), from 1 at the noisiest level the model was trained on to 0."""

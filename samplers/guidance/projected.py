@@ -44,7 +44,7 @@ APG = Rule(
         Knob("eta", 0.0, "Share to keep of the guidance that points along the prediction, the part that saturates. "
              "0 = none, as published; 1 = all, as in plain CFG.", min=0.0, max=1.0, step=0.01),
         Knob("norm_threshold", 15.0, "Longest guidance allowed, as a norm over the whole latent; it grows with latent "
-             "size. 0 = no limit, as in plain CFG. The paper uses 2.5 to 15; 15 is its value for SDXL.",
+             "size. 0 = no limit, as in plain CFG. The paper uses 2.5 to 20; 15 is its value for SDXL.",
              min=0.0, max=1000.0, step=0.5),
         Knob("momentum", -0.5, "Share of earlier steps' guidance to add. 0 = none, as in plain CFG. Negative pushes "
              "away from it; the paper uses -0.75 to -0.5.", min=-0.999, max=0.999, step=0.001),

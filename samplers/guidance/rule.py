@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core import Knob, complete, takes
+from ..core import HasNeutral, Knob, complete, takes
 
 
 def wide(x):
@@ -14,7 +14,7 @@ def wide(x):
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(HasNeutral):
     """A guidance rule as users meet it: ``rule(cond, uncond, scale, *, <knobs>) -> denoised``, all (B, C, ..., H, W).
 
     At ``neutral`` it is plain CFG. A rule with a parameter ``at`` is told the Moment, one with ``state`` what it remembers in
@@ -31,10 +31,6 @@ class Rule:
     family: str
     new_state: Callable[[dict], object] = lambda knobs: None
     spatial: bool = False
-
-    def is_neutral(self, knobs):
-        settings = complete(self.knobs, knobs)
-        return all(settings[name] == value for name, value in self.neutral.items())
 
     def __call__(self, cond, uncond, scale, *, at=None, state=None, **knobs):
         settings = complete(self.knobs, knobs)

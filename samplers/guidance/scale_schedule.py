@@ -44,7 +44,7 @@ SCALE_SCHEDULE = Rule(
     "variety early and the prompt late, or videos that stay with their first frame",
     (
         Knob("shape", "power_cosine", "power_cosine rises from 1 with the noise gone (MDT), linear with each step, frames with each frame "
-             "of a video (SVD; pictures keep the sampler's scale). constant = plain CFG.", options=tuple(SHAPES)),
+             "of a 5-D video latent, as SVD (for SVD itself, whose frames are a batch, use VideoLinearCFGGuidance). constant = plain CFG.", options=tuple(SHAPES)),
         Knob("first_scale", 1.0, "The scale at the first step or frame, for linear and frames; the sampler's comes last.",
              min=0.0, max=100.0, step=0.1),
         Knob("power", 4.0, "How long power_cosine stays low. 4 in the paper; 0 = not at all, as in plain CFG.",

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..core import Knob
+from ..core import Knob, append_dims
 from .chain import plain
 from .rule import Rule, wide
 
@@ -19,7 +19,7 @@ def quantile_of(values, share):
 
 def pixels(denoised, share):
     """Dynamic thresholding. Saharia et al. 2022 (Imagen), arXiv:2205.11487, section 2.3: pixels from -1 to 1 are left as they are."""
-    limit = quantile_of(denoised.abs().flatten(1), share).clamp(min=1).view(-1, *[1] * (denoised.ndim - 1))
+    limit = append_dims(quantile_of(denoised.abs().flatten(1), share).flatten().clamp(min=1), denoised)
     return denoised.clamp(-limit, limit) / limit
 
 

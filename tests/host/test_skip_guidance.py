@@ -1,6 +1,7 @@
 """Skipping rules through the real CFGGuider and ModelPatcher, on eps, flow and video models: against core's own nodes."""
 
 import comfy.model_management
+import comfy.model_sampling
 import pytest
 import tiny
 import torch
@@ -117,20 +118,27 @@ def test_every_second_step_is_an_independent_loop(nodes, built, reuse):
     assert [row["decision"] for row in rows] == ["guide", word] * 3 and totals["branches"] == {"cond": 6, "uncond": 3}
 
 
-def test_reported_similarity_is_the_cosine_of_eps_or_velocity(nodes, built):
+@pytest.mark.parametrize("of", ["output", "velocity"])
+def test_reported_similarity_is_the_cosine_of_eps_or_velocity(nodes, built, of):
     model, shape = built
     noise, sigmas, measured = tiny.noise_for(shape, [1, 2]), tiny.schedule(model), []
+    is_noise = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.EPS)
 
     def measure(args):
         sigma = args["sigma"].double().view(-1, *[1] * (noise.ndim - 1))
-        d = [(args["input"].double() - args[f"{name}_denoised"].double()) / sigma for name in ("cond", "uncond")]
-        measured.append(torch.nn.functional.cosine_similarity(*(part.flatten(1) for part in d), dim=1))
+        pair = []
+        for name in ("cond", "uncond"):
+            denoised = args[f"{name}_denoised"].double()
+            d = (args["input"].double() - denoised) / sigma
+            norm = (1 + sigma**2).sqrt()  # in variance-preserving coordinates v is alpha eps - sigma x0
+            pair.append(d / norm - sigma / norm * denoised if of == "velocity" and is_noise else d)
+        measured.append(torch.nn.functional.cosine_similarity(*(part.flatten(1) for part in pair), dim=1))
         return args["denoised"]
 
     watched = model.clone()
     watched.set_model_sampler_post_cfg_function(measure)
     tiny.sample(watched, noise, sigmas=sigmas)
-    patched, report = tiny.guided_with_report(nodes, model, "adaptive", **GUIDED)
+    patched, report = tiny.guided_with_report(nodes, model, "adaptive", **GUIDED, measure=of)
     tiny.sample(patched, noise, sigmas=sigmas)
     told = torch.tensor([row["values"]["similarity"] for row in tiny.totals(report)[1]], dtype=torch.float64)
     torch.testing.assert_close(told, torch.stack(measured).mean(1), rtol=1e-6, atol=1e-6)

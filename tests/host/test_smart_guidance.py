@@ -26,7 +26,7 @@ def test_it_is_the_rules_that_the_table_names_at_its_own_scale(nodes, named, sav
     name, model, shape = named
     noise = tiny.noise_for(shape, [1, 2])
     by_hand = model
-    for rule, knobs in smart.choice(PATHS[name], 8, 6.0, saving):
+    for rule, knobs in smart.choice(PATHS[name], 8, 6.0, saving, noise[0].numel()):
         registry = smart.SKIPS if rule in smart.SKIPS.values() else smart.RULES
         key = next(key for key, entry in registry.items() if entry is rule)
         by_hand = tiny.guided(nodes, by_hand, key, **knobs)

@@ -16,7 +16,8 @@ class Adaptive(Policy):
     With ``recheck`` it is evaluated again every so many steps, and guided on if then below threshold - hysteresis.
     """
 
-    def __init__(self, threshold, hysteresis, patience, recheck, min_guided, max_guided):
+    def __init__(self, threshold, hysteresis, patience, recheck, min_guided, max_guided, measure):
+        self.measure = measure
         self.threshold, self.hysteresis, self.patience, self.recheck = threshold, hysteresis, patience, recheck
         self.min_guided, self.max_guided = min_guided, max_guided
         self.items = None
@@ -70,7 +71,7 @@ ADAPTIVE = Skip(
     "the second half of a run at half the cost; every picture decides for itself",
     (
         Knob("threshold", 0.95, "Go on without the negative prompt once its prediction agrees with the prompt's: cosine of the two "
-             "predicted noises or velocities. Lower saves more and changes more. Neutral: 1.01, never.",
+             "velocities. Lower saves more and changes more. Neutral: 1.01, never.",
              min=0.0, max=1.01, step=0.001),
         Knob("min_guided", 4, "Guide at least so many steps. 1 as published.", min=1, max=1000, step=1),
         Knob("max_guided", 0, "Guide at most so many steps, whatever they say. 0: no limit.", min=0, max=1000, step=1),
@@ -78,6 +79,9 @@ ADAPTIVE = Skip(
              "it was; or nothing, as published, which leaves them unguided.", options=tuple(INSTEAD)),
         Knob("recheck", 5, "Evaluate it again every so many steps, and guide on if the two have come apart. 0, as published: never, for "
              "instead nothing.", min=0, max=1000, step=1),
+        Knob("measure", "velocity", "What is compared. velocity: a velocity on every model, so that one threshold suits all. output: "
+             "as published, predicted noise on models that predict noise or v, whose cosine is near 1 from the first step on.",
+             options=("velocity", "output"), advanced=True),
         Knob("patience", 1, "So many evaluations in a row must agree.", min=1, max=100, step=1, advanced=True),
         Knob("hysteresis", 0.005, "How far below the threshold they must have come apart to guide on.",
              min=0.0, max=1.0, step=0.001, advanced=True),

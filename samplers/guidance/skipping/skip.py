@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...core import Knob, append_dims, batch_dims, complete
+from ...core import HasNeutral, Knob, append_dims, batch_dims, complete
 from ..rule import wide
 
 
@@ -17,6 +17,7 @@ class Policy:
     """When to evaluate. The default: always."""
 
     reason = ""  # of the latest decision, in words, for the report
+    measure = "velocity"  # of what ``similarities`` is the cosine
 
     def needed(self, moment):
         """A bool for each item: whether the unconditional prediction has to be evaluated now."""
@@ -66,20 +67,20 @@ class Skipper:
         return cond if difference is None else cond + append_dims(moment.sigma, difference) * difference
 
 
-def similarities(moment, cond, uncond, items):
-    """The cosine between d_cond and d_uncond of each of these items, floats. sigma cancels, so that it is of x - denoised.
+def similarities(moment, cond, uncond, items, measure="velocity"):
+    """The cosine between the two predictions of each of these items, floats, as velocities or as d.
 
     One wait for the device. Equal predictions have 1, also where both are zero.
     """
-    x = wide(moment.x[items])
-    a, b = x - cond[items].to(x), x - uncond[items].to(x)
+    seen = moment.velocity if measure == "velocity" else moment.d
+    a, b = (wide(seen(prediction)[items]) for prediction in (cond, uncond))
     dims = batch_dims(a)
     dot, square = (a * b).sum(dims), (a * a).sum(dims) * (b * b).sum(dims)
     return torch.where((a == b).flatten(1).all(1), 1, dot / torch.where(square > 0, square, 1).sqrt()).tolist()
 
 
 @dataclass(frozen=True)
-class Skip:
+class Skip(HasNeutral):
     """A skipping rule as users meet it. With its ``neutral`` settings nothing is ever skipped.
 
     policy(settings, to_sigma) and forecast(settings) are made afresh for each run; to_sigma(percent) is the model's noise level at
@@ -94,10 +95,6 @@ class Skip:
     policy: Callable
     forecast: Callable = field(default=lambda settings: Drop())
     check: Callable = field(default=lambda settings: None)
-
-    def is_neutral(self, knobs):
-        settings = complete(self.knobs, knobs)
-        return all(settings[name] == value for name, value in self.neutral.items())
 
     def begin(self, knobs, to_sigma):
         settings = complete(self.knobs, knobs)

@@ -1,0 +1,148 @@
+"""When a step is skipped: what all policies have in common, the error budget, and bad settings."""
+
+from dataclasses import fields, replace
+
+import pytest
+from comfyui_distillery.samplers.caching import POLICIES
+from comfyui_distillery.samplers.caching.policy import Step
+
+from .caching import FREE, INVITING, begin, follow
+from .problems import randn
+
+THRESHOLDS = {
+    "first_block": "block_threshold", "accumulated": "sum_threshold", "magnitude": "magnitude_threshold",
+    "rate": "rate_threshold", "stability": "stability_threshold", "budget": "budget",
+}  # fmt: skip
+
+every_policy = pytest.mark.parametrize("key", POLICIES)
+with_threshold = pytest.mark.parametrize("key, name", THRESHOLDS.items())
+
+
+# All of them
+
+
+@every_policy
+def test_the_first_and_last_steps_are_evaluated_and_so_many_skipped_in_a_row(key):
+    wanted = {"first_steps": 4, "last_steps": 3, "most_in_a_row": 2, **({"interval": 50} if key == "interval" else {})}
+    decisions = follow(begin(key, 30, **wanted), 30)
+    assert all(decisions[:4]) and all(decisions[-3:])
+    runs = "".join("1" if ran else "0" for ran in decisions).split("1")
+    assert max(map(len, runs)) == 2 and decisions.count(False) >= 14
+
+
+@every_policy
+def test_few_steps_are_never_skipped_unless_asked(key):
+    assert all(follow(begin(key, 8), 8))
+    assert not all(follow(begin(key, 9), 9)) and not all(follow(begin(key, 8, min_steps=8), 8))
+
+
+@every_policy
+def test_neutral_settings_evaluate_every_step(key):
+    policy = POLICIES[key]
+    assert not policy.is_neutral({})
+    if key == "mask":  # there, all True
+        assert all(follow(policy.begin(FREE, mask=(True,) * 30), 30))
+    else:
+        assert policy.is_neutral(policy.neutral) and all(follow(begin(key, **FREE, **policy.neutral), 30))
+
+
+@every_policy
+def test_two_runs_agree_every_decision_has_a_reason_and_asking_twice_changes_nothing(key):
+    one, other = begin(key), begin(key)
+    measured = lambda index, last: INVITING | {"signal_since_step": 0.04, "signal_since_run": 0.05, "input_change": 0.01}
+    expected = follow(one, 20, measured)
+    asked = other.decide
+
+    def decide(step):
+        first = asked(step)
+        assert asked(step) == first and other.reason
+        return first
+
+    other.decide = decide
+    assert follow(other, 20, measured) == expected and False in expected
+
+
+@with_threshold
+def test_what_is_not_measured_or_no_number_is_evaluated(key, name):
+    nothing = lambda index, last: {}
+    none = follow(begin(key, **FREE), 20, nothing, latents=lambda sigma: (randn(1, 2, 3, 3) * float("nan"),) * 2)
+    assert all(none)
+    assert all(follow(begin(key, **FREE), 20, lambda index, last: dict.fromkeys(INVITING, float("nan")),
+                      latents=lambda sigma: (randn(1, 2, 3, 3) * float("nan"),) * 2))  # fmt: skip
+
+
+@every_policy
+def test_needs_are_fields_of_a_step(key):
+    needs = begin(key).needs
+    assert set(needs) <= {field.name for field in fields(Step)} | {"latents"}
+    only = {name: value for name, value in INVITING.items() if name in needs}
+    assert follow(begin(key), 20, lambda index, last: only) == follow(begin(key), 20)
+
+
+def rising(index, last):
+    """Changes that grow along a run: the signal is index^1.5, relative to 40, the others likewise."""
+    signal = lambda i: (i**1.5) / 40
+    gap = index - (last or 0)
+    return {
+        "input_change": signal(index + 1) - signal(index), "signal_since_step": signal(index + 1) - signal(index),
+        "signal_since_run": signal(index) - signal(last or 0), "residual_ratio": 0.98**gap, "output_change": 0.03 * gap,
+        "run_input_change": 0.1 * gap, "forecast_error": 0.02 * gap,
+    }  # fmt: skip
+
+
+def bent(sigma):
+    """A trajectory whose slope turns: d follows sigma^3, as its own tangent."""
+    slope = randn(1, 4, 8, 8) * sigma**3
+    return slope, randn(1, 4, 8, 8) * sigma**4 / 4 - sigma * slope
+
+
+@with_threshold
+def test_a_larger_threshold_never_evaluates_more(key, name):
+    counts = []
+    for threshold in (0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 1.0, 3.0):
+        counts.append(follow(begin(key, **FREE, **{name: threshold}), 40, rising, bent).count(True))
+    assert counts == sorted(counts, reverse=True) and counts[0] == 40 and counts[-1] < 12 and len(set(counts)) > 4
+
+
+# Budget
+
+
+def test_the_budget_is_never_exceeded_and_predictions_are_error_by_distance():
+    for seed in range(5):
+        errors = (0.1 * randn(40, seed=seed).abs()).tolist()
+        policy, spent, rate, last = begin("budget", **FREE, budget=0.6), 0.0, None, None
+        for index in range(40):
+            step = Step(index, 40, 1.0, forecast_error=errors[index] if index else None)
+            if policy.decide(replace(step, forecast_error=None)):
+                policy.ran(step)
+                rate, last = (errors[index] / (index - last) if index else None), index
+            else:
+                assert policy.predicted == pytest.approx(rate * (index - last))
+                spent += policy.predicted
+                policy.skipped(step)
+            assert spent < 0.6 * (index + 1) / 40
+        assert spent == pytest.approx(policy.spent) and spent > 0.3
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("key, given, said", [
+    ("interval", {"interval": 0}, "interval is 0: it must be a whole number from 1 to 100"),
+    ("interval", {"spacing": "quadratic"}, "spacing is 'quadratic': it must be one of even, centred"),
+    ("first_block", {"block_threshold": -0.1}, "block_threshold is -0.1"),
+    ("first_block", {"first_steps": 0}, "first_steps is 0: it must be a whole number from 1 to 1000"),
+    ("rate", {"rate_threshold": float("nan")}, "rate_threshold is nan"),
+    ("budget", {"budget": "much"}, "budget is 'much': it must be a number"),
+    ("stability", {"order": 3}, "unknown setting order=3"),
+])  # fmt: skip
+def test_bad_settings(key, given, said):
+    with pytest.raises(ValueError, match=said):
+        begin(key, **given)
+
+
+def test_bad_tables():
+    with pytest.raises(ValueError, match=r"ratios\[1\] is 0.0: the ratio of two norms must be finite and above 0"):
+        POLICIES["magnitude"].begin({}, ratios=(1.0, 0.0))
+    with pytest.raises(ValueError, match="coefficients is .*: give one finite number or more"):
+        POLICIES["accumulated"].begin({}, coefficients=())
