@@ -39,6 +39,7 @@ class Prediction:
     calls: int = 0
     evaluations: Counter = field(default_factory=Counter)
     skipped: Counter = field(default_factory=Counter)
+    blocks: Counter = field(default_factory=Counter)
     told: dict = field(default_factory=dict)  # decision, reason, values
 
 
@@ -64,9 +65,10 @@ class Recorder:
         for condition in conditions:
             self.predictions[-1].evaluations[self.branch(condition)] += 1 if whole else items / self.items
 
-    def note(self, condition, skipped=0, decision="", reason="", values=None):
-        """An accelerator's word on this condition: the share of an evaluation that it saved, and why."""
+    def note(self, condition, skipped=0, decision="", reason="", values=None, blocks=(0, 0)):
+        """An accelerator's word on this condition: the share of an evaluation that it saved, blocks done and skipped, and why."""
         prediction = self.predictions[-1]
+        prediction.blocks.update(done=blocks[0], skipped=blocks[1])
         if skipped:
             prediction.skipped[self.branch(condition)] += skipped
         told = {"decision": decision, "reason": reason}
@@ -97,7 +99,7 @@ class Recorder:
         stops = [row["start"] for row in rows[1:]] + [now]
         for row, stop in zip(rows, stops):
             row["seconds"] = stop - row.pop("start")
-            for key in ("evaluations", "skipped"):
+            for key in ("evaluations", "skipped", "blocks"):
                 if key in row:
                     row[key] = dict(sorted(row[key].items()))
         branches = sum((prediction.evaluations for prediction in self.predictions), Counter())
@@ -125,8 +127,9 @@ class Recorder:
         for prediction in predictions:
             row["calls"] += prediction.calls
             row["evaluations"] += prediction.evaluations
-            if prediction.skipped:
-                row["skipped"] = row.get("skipped", Counter()) + prediction.skipped
+            for key, counted in (("skipped", prediction.skipped), ("blocks", prediction.blocks)):
+                if counted.total():
+                    row[key] = row.get(key, Counter()) + counted
             row |= prediction.told
 
 

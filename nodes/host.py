@@ -23,6 +23,7 @@ from ..measure.report import Recorder
 from ..samplers.path import Path
 from .host_batches import Spread
 
+ANSWERED = "distillery_answered"  # in one call's transformer_options: a cache stood in for the network
 RUNS = "distillery_runs"  # in transformer_options: token of a hooked method -> what it remembers in this run
 PREDICTIONS = (  # subclasses before their parents
     (comfy.model_sampling.IMG_TO_IMG_FLOW, None),
@@ -254,11 +255,12 @@ def with_report(model, report):
         return executor(x, timestep, model_options, seed)
 
     def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        denoised = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         recorder = transformer_options.get(RUNS, {}).get(token)
-        if recorder is not None:  # else another MODEL's run calls this one
+        if recorder is not None and not transformer_options.get(ANSWERED):  # another MODEL's run calls this one; a cache stood in
             conditions = transformer_options["cond_or_uncond"]
             recorder.called(conditions, len(x) // len(conditions))
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        return denoised
 
     def end(recorder, completed):
         comfy.model_management.synchronize()  # so that the seconds hold all the work of a GPU

@@ -3,6 +3,7 @@
 Use inside an APPLY_MODEL wrapper, the only one that fires for every network. A site remembers nothing: whoever decides does.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,7 @@ class Blocks(Site):
         blocks = blocks_of(network)
         if not blocks or len(blocks) <= self.first + self.last:
             return False
-        path = architecture_of(type(_plain(network))).network
+        path = architecture_of(type(plain(network))).network
         if path in SKIP_CONNECTED:
             return self.last < max(self.first, 1)
         if path == LEAVES_FOR_LATER:
@@ -141,7 +142,8 @@ class Span:
     added: list[torch.Tensor] | None = None  # to each of them until the last
 
     def replacements(self):
-        return {block.module: partial(self.run, block) for block in self.blocks}
+        run = untraced(self.run)
+        return {block.module: partial(run, block) for block in self.blocks}
 
     def run(self, block, forward, *args, **kwargs):
         group, streams = block.group, block.group.inputs(args, kwargs)
@@ -185,9 +187,14 @@ class Span:
         return getattr(self.blocks[0].module, "x_format", "B").index("B")
 
 
-def _plain(network):
+def plain(network):
     """The network itself, of one that torch.compile has wrapped."""
     return getattr(network, "_orig_mod", network)
+
+
+def untraced(function):
+    """The function, which torch.compile runs as it is where it has been asked to compile anything: what it calls it may compile."""
+    return torch.compiler.disable(function, recursive=False) if "torch._dynamo" in sys.modules else function
 
 
 def _leaves(streams):

@@ -6,7 +6,7 @@ import torch
 
 from .architectures import blocks_of, import_path
 from .host_blocks import forwards
-from .host_sites import Evaluation, Site
+from .host_sites import Evaluation, Site, untraced
 
 PARTS = {  # kind: what blocks call theirs, where it is a module that they run
     "self-attention": {
@@ -67,11 +67,12 @@ class Parts(Site):
     def evaluate(self, call, network, decide, given=None):
         parts, values = self.parts(network), decide(given)
         if values is not None:
-            left = iter(values)
-            with forwards({module: partial(_give, left, returns) for module, returns in parts.items()}):
+            give = partial(untraced(_give), iter(values))
+            with forwards({module: partial(give, returns) for module, returns in parts.items()}):
                 return Evaluation(call(), None, True, 0, len(parts))
         kept = []
-        with forwards({module: partial(_keep, kept, returns) for module, returns in parts.items()}):
+        keep = partial(untraced(_keep), kept)
+        with forwards({module: partial(keep, returns) for module, returns in parts.items()}):
             output = call()
         known = kept and all(tensor is not None for tensor in kept)
         return Evaluation(output, kept if known else None, False, len(parts), 0)

@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from .host_blocks import forwards
-from .host_sites import Evaluation, Site, _plain
+from .host_sites import Evaluation, Site, plain
 
 WHERE_BLOCKS_RUN = ("input_block_patch", "input_block_patch_after_skip", "output_block_patch")  # other packs' patches
 
@@ -29,11 +29,11 @@ class DeepBranch(Site):
         self.depth = depth
 
     def fits(self, network):
-        network = _plain(network)
+        network = plain(network)
         return isinstance(network, UNetModel) and self.depth < len(network.output_blocks)
 
     def evaluate(self, call, network, decide, given=None):
-        network = _plain(network)
+        network = plain(network)
         inputs, outputs, cut = network.input_blocks, network.output_blocks, len(network.output_blocks) - self.depth
         blocks = len(inputs) + 1 + len(outputs)
         values = decide(given)
@@ -45,7 +45,11 @@ class DeepBranch(Site):
             return Evaluation(output, _caught([tap]), False, blocks, 0)
         (deep,) = values
         outside = {
-            "input_blocks": [*inputs[: self.depth], _stand_in(inputs[self.depth], Thin()), *map(_stand_in, inputs[self.depth + 1 :])],
+            "input_blocks": [
+                *inputs[: self.depth],
+                _stand_in(inputs[self.depth], Thin()),
+                *map(_stand_in, inputs[self.depth + 1 :]),
+            ],
             "output_blocks": [*map(_stand_in, outputs[: cut - 1]), _stand_in(outputs[cut - 1], Give(deep)), *outputs[cut:]],
         }
         outside = {name: torch.nn.ModuleList(modules) for name, modules in outside.items()}
@@ -65,10 +69,10 @@ class Encoder(Site):
     title = "encoder"
 
     def fits(self, network):
-        return isinstance(_plain(network), UNetModel)
+        return isinstance(plain(network), UNetModel)
 
     def evaluate(self, call, network, decide, given=None):
-        network = _plain(network)
+        network = plain(network)
         encoder, outputs = [*network.input_blocks, network.middle_block], len(network.output_blocks)
         values = decide(given)
         if values is None:
