@@ -29,6 +29,7 @@ class Plan:
     forecast_knobs: dict
     site: Site
     given: dict = field(default_factory=dict)
+    remark: str = ""  # for the report
 
     def begin(self):
         return self.policy.begin(self.policy_knobs, **self.given)
@@ -198,7 +199,7 @@ class Track:
             for condition in conditions:
                 recorder.note(
                     condition, skipped=1 if options[ANSWERED] else 0, decision="skip" if done.skipped else "run",
-                    reason=self.policy.reason, values=values, blocks=(done.done, done.left_out),
+                    reason=self.plan.remark + self.policy.reason, values=values, blocks=(done.done, done.left_out),
                 )  # fmt: skip
 
 
