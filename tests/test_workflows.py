@@ -62,7 +62,7 @@ def test_in_the_browser_it_explains_itself_and_keeps_its_seeds(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_reports_what_it_took(name):
     classes = [node["class_type"] for node in load_prompt(WORKFLOWS / "api" / f"{name}.json").values()]
-    assert "Distillery_Trace" in classes and "Distillery_ShowReport" in classes
+    assert "Distillery_ShowReport" in classes  # from Trace, or from a node with a report of its own
 
 
 @pytest.mark.parametrize("name", NAMES)
