@@ -93,7 +93,7 @@ def result_of(rows, count, steps):
         f"{count} fresh captions that name everything, the same captions and seeds for every rule; {steps} steps of core's Euler, guidance "
         f"{SCALE:g} and {HIGH:g}; right: the judge reads every attribute of every object as the caption says; lost: points of that "
         "against full guidance at the same scale, low and high a standard error of it to each side; FID and KID: on the judge's "
-        "features, to twice as many fresh drawings.",
+        "features, to twice as many fresh drawings; of so few pictures they only compare rows of one model.",
         rows,
         Ratios(("model", "scale", "rule"), "lost", "low", "high", goal=1.0),
     )

@@ -16,7 +16,7 @@ from .host import ANSWERED, RUNS, recorders, solver_of, with_run_state
 from .host_sites import Prediction, Site
 
 CACHE = "distillery_cache"
-FOREIGN = ("easycache", "lazycache")  # keys of core's own caches
+NAMES = {CACHE: "a Cache node", "easycache": "core's EasyCache", "lazycache": "core's LazyCache"}  # keys of wrappers
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,25 @@ def with_cache(model, plan):
             f"site is {plan.site.title}, which the network {type(network).__name__} does not have: use the whole prediction, which "
             "every network has."
         )
-    check_only_cache(model)
+    refuse(model.wrappers, NAMES)
     model, _ = with_run_state(model, lambda run: Run(plan, run), token=CACHE)
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, CACHE, predict_noise)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, CACHE, apply_model)
     return model
 
 
-def check_only_cache(model):
-    keys = {key for by_key in model.wrappers.values() for key in by_key}
-    for key in (CACHE, *FOREIGN):
-        if key in keys:
-            name = "a Cache node" if key == CACHE else f"core's {key}"
-            raise ValueError(f"model already has {name}: two caches would skip what the other one measures. Keep one of them.")
+def refuse(wrappers, names):
+    """ValueError where one of these keys is among the wrappers: {kind: {key: wrappers}}."""
+    found = [name for key, name in names.items() if any(key in by_key for by_key in wrappers.values())]
+    if found:
+        raise ValueError(f"model already has {found[0]}: two caches would skip what the other one measures. Keep one of them.")
+
+
+def predict_noise(executor, x, timestep, model_options, seed):
+    run = model_options["transformer_options"].get(RUNS, {}).get(CACHE)
+    if run is not None:
+        run.answered.clear()
+    return executor(x, timestep, model_options, seed)
 
 
 def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
@@ -73,6 +80,8 @@ def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_opti
     if run is None:  # another MODEL's run calls this one
         return call()
     track = run.track(executor.class_obj, x, control, transformer_options)
+    if track is None:
+        return call()
     return track.evaluate(call, executor.class_obj.diffusion_model, x, transformer_options)
 
 
@@ -80,7 +89,10 @@ class Run:
     """The plan at work in one sampling run."""
 
     def __init__(self, plan, run):
-        self.plan, self.sigmas, self.tracks = plan, run["sigmas"].tolist(), {}
+        self.plan, self.sigmas, self.tracks, self.step = plan, run["sigmas"].tolist(), {}, 0
+        self.answered = set()  # keys of the present prediction
+        later = {key: name for key, name in NAMES.items() if key != CACHE}  # which came after this one
+        refuse(run["guider"].model_options["transformer_options"]["wrappers"], later)
         solver, _ = solver_of(run["sampler"])
         if solver is not None and solver.mixes_sigmas:
             raise ValueError("sampler runs several steps at once, which a cache cannot follow: use another sampler, or remove the cache.")
@@ -89,26 +101,43 @@ class Run:
             raise ValueError(f"mask has {len(mask)} steps and this run {len(self.sigmas) - 1}: give one entry for each step.")
 
     def track(self, model, x, control, options):
+        """What is remembered of such calls. None for a further one in the same prediction: by a node with a purpose of its own."""
         window = options.get("context_window")
         hooks = getattr(model.current_patcher, "current_hooks", None)
         key = (
             tuple(options["uuids"]), None if window is None else tuple(window.index_list), tuple(x.shape), control is not None,
             tuple((id(hook), hook.strength) for hook in hooks.hooks) if hooks else (),
+            tuple(map(id, patches_in([options.get("patches"), options.get("patches_replace")]))),
         )  # fmt: skip
+        if key in self.answered:
+            return None
+        self.answered.add(key)
         sigma = float(options["sigmas"][0])
         place = self.place(sigma)
         track = self.tracks.get(key)
-        if track is None or place < track.place:  # noise was added again: another trajectory
+        if track is None or place < track.place or sigma > track.step.sigma * (1 + 1e-6):  # noise was added: another trajectory
             track = self.tracks[key] = Track(self.plan)
         track.moves_to(place, sigma, len(self.sigmas) - 1)
         return track
 
     def place(self, sigma):
-        """Where in the schedule: the number of the step, and a share of the way to the next."""
-        last = len(self.sigmas) - 2
-        step = min(max(sum(level >= sigma * (1 - 1e-6) for level in self.sigmas) - 1, 0), last)
-        high, low = self.sigmas[step], self.sigmas[step + 1]
-        return step + min(max((high - sigma) / (high - low), 0.0), 0.999) if high > low else float(step)
+        """Where in the schedule: the number of the step, and a share of the way to the next. Where noise is added again: the next such."""
+        level, last = sigma * (1 - 1e-6), len(self.sigmas) - 2
+        pairs = enumerate(zip(self.sigmas, self.sigmas[1:]))  # a step up holds its own level alone
+        around = [step for step, (high, low) in pairs if high >= level > min(low, high * (1 - 2e-6))]
+        around = around or [0 if level > self.sigmas[0] else last]
+        self.step = next((step for step in around if step >= self.step), around[0])
+        high, low = self.sigmas[self.step], self.sigmas[self.step + 1]
+        return self.step + min(max((high - sigma) / (high - low), 0.0), 0.999) if high > low else float(self.step)
+
+
+def patches_in(entries):
+    """Every patch of the network in nested lists and dicts: with others, as in perturbed attention, it is another network."""
+    if isinstance(entries, dict):
+        entries = entries.values()
+    elif not isinstance(entries, (list, tuple)):
+        return [] if entries is None else [entries]
+    return [patch for entry in entries for patch in patches_in(entry)]
 
 
 class Track:
@@ -128,7 +157,7 @@ class Track:
 
     def evaluate(self, call, network, x, options):
         """The model's prediction for x (B, C, ..., H, W), denoised, evaluated or stood in for."""
-        whole = isinstance(self.plan.site, Prediction)
+        whole, begins = isinstance(self.plan.site, Prediction), self.forecasts is None
         sigma = append_dims(options["sigmas"].repeat(len(x) // len(options["sigmas"])), x)
         if "latents" in self.policy.needs:
             self.policy.observe(x, None, self.step.sigma)
@@ -152,7 +181,7 @@ class Track:
             if "latents" in self.policy.needs:
                 self.policy.observe(x, ((x - done.output) / sigma).to(x), self.step.sigma)
         options[ANSWERED] = done.skipped and whole
-        self.tell(options, done)
+        self.tell(options, done, begins)
         return done.output
 
     @property
@@ -191,15 +220,16 @@ class Track:
             forecast.observe(self.place, tensor)
         self.run_input, self.run_signal, self.output = x, self.signal, output
 
-    def tell(self, options, done):
-        """Every report of this run: what was done for each of the call's conditions."""
+    def tell(self, options, done, begins):
+        """Every report of this run: what was done for each of the call's conditions. begins: nothing was known of them before."""
         conditions = options["cond_or_uncond"]
+        reason = self.policy.reason if self.decided or not begins else "nothing to skip with yet"
         values = {} if self.policy.predicted is None else {"predicted error": float(self.policy.predicted)}
         for recorder in recorders(options):
             for condition in conditions:
                 recorder.note(
                     condition, skipped=1 if options[ANSWERED] else 0, decision="skip" if done.skipped else "run",
-                    reason=self.plan.remark + self.policy.reason, values=values, blocks=(done.done, done.left_out),
+                    reason=self.plan.remark + reason, values=values, blocks=(done.done, done.left_out),
                 )  # fmt: skip
 
 

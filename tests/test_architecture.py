@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from comfyui_distillery.samplers.caching import FORECASTS, POLICIES
 from comfyui_distillery.samplers.guidance import RULES
 from comfyui_distillery.samplers.schedules import SCHEDULES
 from comfyui_distillery.samplers.solvers import SOLVERS
@@ -110,7 +111,11 @@ def test_files_are_small():
     assert not {file: lines for file, lines in long.items() if lines > LIMIT}
 
 
-@pytest.mark.parametrize("registry", [SOLVERS, SCHEDULES, RULES], ids=["solvers", "schedules", "guidance"])
+@pytest.mark.parametrize(
+    "registry",
+    [SOLVERS, SCHEDULES, RULES, POLICIES, FORECASTS],
+    ids=["solvers", "schedules", "guidance", "policies", "forecasts"],
+)
 def test_every_method_is_in_the_table_of_methods(registry):
     text = (ROOT / "docs" / "methods.md").read_text("utf-8")
     assert not [key for key in registry if f"| `{key}` |" not in text]

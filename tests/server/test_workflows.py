@@ -29,10 +29,15 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "22-smart": (4, [(20, range(22, 30))]),
     "24-autoguidance": (4, [(20, 60)]),
     "25-prompt-guidance": (4, [(20, 60)]),
+    "27-cache-dit": (10, [(25, range(22, 38)), 25]),  # by measured errors, which the last digits may change
+    "28-cache-unet": (10, [25, 25]),  # parts of evaluations are skipped, none as a whole
+    "29-cache-parts": (10, [25, 25]),
     "26-guider": (4, [(20, range(24, 30))]),
     "23-discriminator": (8, [25, 6, 6, 6]),
 }
-PLOTS = {"21-adaptive", "02-compare", "16-parallel", "04-sweep", "13-solvers"}  # their picture is a plot, and larger
+PLOTS = {  # their picture is a plot, and larger
+    "21-adaptive", "02-compare", "16-parallel", "04-sweep", "13-solvers", "27-cache-dit", "28-cache-unet", "29-cache-parts",
+}  # fmt: skip
 
 
 def least(run):
