@@ -157,9 +157,11 @@ def summary(runs):
         total = run["totals"]
         branches = ", ".join(f"{count:g} {name}" for name, count in total["branches"].items())
         skipped = sum(sum(row.get("skipped", {}).values()) for row in run["steps"])
+        done, left_out = (sum(row.get("blocks", {}).get(key, 0) for row in run["steps"]) for key in ("done", "skipped"))
         lines.append(
             f"{total['steps']} steps, {total['evaluations']:g} model evaluations ({branches}) in {total['calls']} calls"
             + (f", {skipped:g} skipped ({skipped / (skipped + total['evaluations']):.0%} saved)" if skipped else "")
+            + (f", {left_out / (done + left_out):.0%} of blocks skipped" if left_out else "")
             + f", {total['seconds']:.2f} s"
             + (f", peak {total['peak_memory'] / 2**30:.2f} GiB" if "peak_memory" in total else "")
             + ("" if run["complete"] else " (stopped early)")

@@ -116,6 +116,18 @@ def test_some_items_of_a_batch_are_that_share_of_an_evaluation(report):
     assert to_csv(report.runs).splitlines()[0].endswith("skipped uncond,values similarity,decision,reason")
 
 
+def test_blocks_are_counted_over_all_conditions_and_told_as_a_share(report):
+    recorder = start(report, [2.0, 1.0, 0.0])
+    for step, blocks in enumerate(((12, 0), (3, 9))):
+        predict(recorder, [1, 0])
+        for condition in (0, 1):
+            recorder.note(condition, decision="run", blocks=blocks)
+        recorder.step_started(step)
+    recorder.end(True)
+    assert [row["blocks"] for row in report.runs[0]["steps"]] == [{"done": 24}, {"done": 6, "skipped": 18}]
+    assert "in 2 calls, 38% of blocks skipped, " in summary(report.runs)
+
+
 def test_a_parallel_solver_s_larger_batch_is_one_evaluation(report):
     recorder = report.begin("a", [1.0, 0.0], ("cond",), itertools.count().__next__, items=2)
     recorder.prediction_started()
