@@ -8,6 +8,7 @@ import torch
 from comfyui_distillery.nodes.cache import SITES
 from comfyui_distillery.samplers.caching import FORECASTS, POLICIES
 from comfyui_distillery.samplers.caching.presets import PRESETS
+from tiny import assert_same
 
 STEPS = 10
 EVERY_SECOND = {0, 1, 3, 5, 7, 9}  # what interval 2 evaluates of ten steps: the first two, then every second, and the last
@@ -47,11 +48,6 @@ def by_hand(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 BY_HAND = comfy.samplers.KSAMPLER(by_hand)
-
-
-def assert_same(a, b):
-    assert a.isfinite().all()
-    assert torch.equal(a, b)
 
 
 def places(network):

@@ -7,6 +7,7 @@ import tiny
 import torch
 from comfyui_distillery.samplers.guidance import RULES
 from comfyui_distillery.samplers.guidance.skipping import SKIPS
+from tiny import assert_same
 
 STEPS = 4
 ALL = {**SKIPS, **RULES}
@@ -18,11 +19,6 @@ AT_WORK = {  # settings with which a rule shows in four steps
 SKIP_PAIRS = [pair for pair in product(SKIPS, SKIPS) if pair[0] != pair[1]]
 SHAPE_PAIRS = [pair for pair in product(RULES, RULES) if pair[0] != pair[1]]
 MIXED = [*product(SKIPS, RULES), *product(RULES, SKIPS)]
-
-
-def assert_same(a, b):
-    assert a.isfinite().all()
-    assert torch.equal(a, b)
 
 
 def at_work(nodes, model, *rules):

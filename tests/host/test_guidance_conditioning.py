@@ -7,20 +7,10 @@ import pytest
 import tiny
 import torch
 from test_parallel import control_net
+from tiny import DROPS, assert_same
 
-DROPS = {
-    "threshold": 1.01,
-    "min_guided": 1,
-    "recheck": 0,
-    "instead": "nothing",
-}  # adaptive that goes by its ``max_guided`` alone
 STEPS, GUIDED = 6, 3
 with_values = node_helpers.conditioning_set_values
-
-
-def assert_same(a, b):
-    assert a.isfinite().all()
-    assert torch.equal(a, b)
 
 
 def sample(model, noise, positive=None, negative=None, sampler="euler", latent=None, mask=None):

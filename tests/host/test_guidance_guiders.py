@@ -5,20 +5,10 @@ import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from tiny import DROPS, assert_same
 
-DROPS = {
-    "threshold": 1.01,
-    "min_guided": 1,
-    "recheck": 0,
-    "instead": "nothing",
-}  # adaptive that goes by its ``max_guided`` alone
 GUIDED = {"threshold": 1.01, "max_guided": 1000}  # adaptive that never skips: at work, unlike its neutral settings
 APG = {"eta": 0.5, "norm_threshold": 2.0, "momentum": -0.5}
-
-
-def assert_same(a, b):
-    assert a.isfinite().all()
-    assert torch.equal(a, b)
 
 
 def made(nodes, name, model, **other):

@@ -9,19 +9,9 @@ import tiny
 import torch
 from comfyui_distillery.samplers.guidance.contrast import CONTRASTS
 from test_parallel import control_net
+from tiny import DROPS, assert_same
 
 STEPS = 6
-DROPS = {
-    "threshold": 1.01,
-    "min_guided": 1,
-    "recheck": 0,
-    "instead": "nothing",
-}  # adaptive that goes by its ``max_guided`` alone
-
-
-def assert_same(a, b):
-    assert a.isfinite().all()
-    assert torch.equal(a, b)
 
 
 def prompted(nodes, model, method, seed=3, **knobs):

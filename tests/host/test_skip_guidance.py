@@ -6,19 +6,9 @@ import pytest
 import tiny
 import torch
 from comfyui_distillery.samplers.guidance.skipping import SKIPS
+from tiny import DROPS, assert_same
 
-DROPS = {
-    "threshold": 1.01,
-    "min_guided": 1,
-    "recheck": 0,
-    "instead": "nothing",
-}  # adaptive that goes by its ``max_guided`` alone
 GUIDED = {"threshold": 1.01, "max_guided": 1000}  # adaptive that never skips: at work, unlike its neutral settings
-
-
-def assert_same(a, b):
-    assert a.isfinite().all()
-    assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("rule", SKIPS)

@@ -29,6 +29,15 @@ MODELS = {  # name: core's class, its network, the shape of one latent
 }
 
 
+DROPS = {"threshold": 1.01, "min_guided": 1, "recheck": 0, "instead": "nothing"}  # adaptive that goes by ``max_guided`` alone
+
+
+def assert_same(a, b):
+    """Bit for bit."""
+    assert a.isfinite().all()
+    assert torch.equal(a, b)
+
+
 def build(name, dtype=torch.float32):
     """(model, latent shape of one item)."""
     kind, network, shape = MODELS[name]
