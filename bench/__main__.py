@@ -11,7 +11,7 @@ from comfyui_distillery.measure.plots import NoMatplotlib
 
 from tools import ROOT
 
-from . import Unavailable, gpu, guidance, guidance_quality, overhead, solvers, startup
+from . import Unavailable, caching, gpu, guidance, guidance_quality, overhead, solvers, startup
 from .draw import save
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "solvers": solvers.measure,
     "guidance": guidance.measure,
     "guidance_quality": guidance_quality.measure,
+    "caching": caching.measure,
     "gpu": gpu.measure,
 }
 FOLDER = ROOT / "docs" / "benchmarks"

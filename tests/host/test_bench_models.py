@@ -7,7 +7,7 @@ import torch
 from comfyui_distillery.samplers.path import Path
 from comfyui_distillery.samplers.solvers import SOLVERS
 
-from bench import architectures, gpu, guidance, guidance_quality, hosted, overhead, problems, solvers
+from bench import architectures, caching, gpu, guidance, guidance_quality, hosted, overhead, problems, solvers
 from bench.timing import relative_error
 
 LADDER = guidance.ladder
@@ -74,6 +74,24 @@ def test_the_guidance_benchmark_measures_every_rule_on_both_models(nodes, monkey
     assert len(result.rows) == len(result.table) == 2 * len(LADDER(6)) and len(guidance.MODELS) == 2
     assert all(0 <= row["saved"] <= 0.5 and math.isfinite(row["error"]) for row in result.rows)
     assert all((row["error"] == 0) == (row["saved"] == 0) for row in result.rows if row["rule"] != guidance.RIVAL)
+
+
+def test_the_caching_benchmark_runs_every_cache_beside_core_s(nodes, monkeypatch):
+    monkeypatch.setattr(caching, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(caching, "THRESHOLDS", {"EasyCache": (0.0, 3.0), "LazyCache": (3.0,)})
+    result = caching.measure(samplers=("euler",), times=1, steps=10)
+    for name in caching.MODELS:
+        rows = {(row["cache"], row["setting"]): row for row in result.rows if row["problem"].startswith(name)}
+        assert set(rows) == {(preset, 1.0) for preset in caching.PRESETS[name]} | {
+            ("core EasyCache", 0.0), ("core EasyCache", 3.0), ("core LazyCache", 3.0)
+        }  # fmt: skip
+        assert rows["core EasyCache", 0.0]["error"] == 0 < rows["core EasyCache", 3.0]["error"]
+        assert all(0 < row["error"] < 2 for key, row in rows.items() if key[1])
+
+
+def test_the_fastest_at_an_error():
+    rows = [{"times faster": speed, "error": error} for speed, error in ((1.5, 0.05), (2.0, 0.1), (3.0, 0.3))]
+    assert [caching.fastest(rows, error) for error in (0.01, 0.05, 0.2, 1.0)] == [1.0, 1.5, 2.0, 3.0]
 
 
 def test_the_quality_benchmark_examines_every_rule_and_smart_guidance(nodes):
