@@ -203,6 +203,12 @@ def run_state(transformer_options, token):
     return transformer_options[RUNS][token]
 
 
+def window_of(transformer_options):
+    """Which frames this call sees: their numbers, None without context windows."""
+    window = transformer_options.get("context_window")
+    return None if window is None else tuple(window.index_list)
+
+
 def recorders(transformer_options):
     """The records that are kept of this run."""
     return [state for state in transformer_options.get(RUNS, {}).values() if isinstance(state, Recorder)]

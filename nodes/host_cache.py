@@ -4,15 +4,14 @@ One keyed wrapper of APPLY_MODEL. What is remembered belongs to one run, and in 
 gives its conditions, the context window, and whether a ControlNet or a LoRA on a schedule acts. Anything new is evaluated first.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.caching.part import Part
-from ..samplers.caching.policy import Step
+from ..samplers.caching.policy import Step, change, error
 from ..samplers.core import append_dims, complete
-from .host import ANSWERED, RUNS, recorders, solver_of, with_run_state
+from .host import ANSWERED, RUNS, recorders, solver_of, window_of, with_run_state
 from .host_sites import Prediction, Site
 
 CACHE = "distillery_cache"
@@ -102,10 +101,9 @@ class Run:
 
     def track(self, model, x, control, options):
         """What is remembered of such calls. None for a further one in the same prediction: by a node with a purpose of its own."""
-        window = options.get("context_window")
         hooks = getattr(model.current_patcher, "current_hooks", None)
         key = (
-            tuple(options["uuids"]), None if window is None else tuple(window.index_list), tuple(x.shape), control is not None,
+            tuple(options["uuids"]), window_of(options), tuple(x.shape), control is not None,
             tuple((id(hook), hook.strength) for hook in hooks.hooks) if hooks else (),
             tuple(map(id, patches_in([options.get("patches"), options.get("patches_replace")]))),
         )  # fmt: skip
@@ -198,7 +196,7 @@ class Track:
         if "signal_since_step" in self.policy.needs:
             measured["signal_since_step"] = change(signal, self.signal)
         self.input, self.signal = x, signal
-        self.step = Step(self.step.index, self.step.steps, self.step.sigma, **measured)
+        self.step = replace(self.step, **measured)
 
     def learn(self, x, kept, output):
         """After an evaluation: what the policy wants to know of it, and the forecasts' new values."""
@@ -211,8 +209,7 @@ class Track:
             self.size = size
         if "output_change" in needs:
             measured["output_change"], measured["run_input_change"] = change(output, self.output), change(x, self.run_input)
-        known = {name: getattr(self.step, name) for name in ("input_change", "signal_since_run", "signal_since_step")}
-        self.step = Step(self.step.index, self.step.steps, self.step.sigma, **known, **measured)
+        self.step = replace(self.step, **measured)
         self.policy.ran(self.step)
         if self.forecasts is None or len(self.forecasts) != len(kept):
             self.forecasts = [self.plan.forecast.begin(self.plan.forecast_knobs) for _ in kept]
@@ -231,16 +228,3 @@ class Track:
                     condition, skipped=1 if options[ANSWERED] else 0, decision="skip" if done.skipped else "run",
                     reason=self.plan.remark + reason, values=values, blocks=(done.done, done.left_out),
                 )  # fmt: skip
-
-
-def change(new, old):
-    """sum |new - old| / sum |old|, a float; None where one of them is unknown."""
-    if new is None or old is None or new.shape != old.shape:
-        return None
-    return float((new - old).abs().sum() / old.abs().sum().clamp(min=torch.finfo(torch.float32).tiny))
-
-
-def error(guessed, kept):
-    """Relative L1 error over all tensors."""
-    off = sum((a - b).abs().sum() for a, b in zip(guessed, kept, strict=True))
-    return float(off / sum(b.abs().sum() for b in kept).clamp(min=torch.finfo(torch.float32).tiny))

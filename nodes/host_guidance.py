@@ -17,7 +17,7 @@ from ..samplers.guidance.chain import guide
 from ..samplers.guidance.contrast import Contrast
 from ..samplers.guidance.moment import Moment
 from ..samplers.guidance.skipping.skip import Skip
-from .host import RUNS, is_plain_cfg, path_of, recorders, run_state, solver_of, with_run_state
+from .host import RUNS, is_plain_cfg, path_of, recorders, run_state, solver_of, window_of, with_run_state
 from .host_branches import Branch, Contrasts
 from .host_prompts import active, roles_of
 
@@ -194,8 +194,7 @@ class Run:
         """What answers a call of CALC_COND_BATCH: of each prediction the one with the positive prompt and others, as the CFG step
         needs it. Further ones are by nodes with purposes of their own, such as perturbed attention.
         """
-        window = model_options["transformer_options"].get("context_window")
-        window = None if window is None else tuple(window.index_list)
+        window = window_of(model_options["transformer_options"])
         roles = roles_of(conds, self.guider.conds)
         self.scale = self.guider.cfg
         for link in self.skips:

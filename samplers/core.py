@@ -126,11 +126,11 @@ class Knob:
 
 
 class HasNeutral:
-    """What has ``knobs`` and, of some of them, the values at which it changes nothing: ``neutral``."""
+    """What has ``knobs`` and, of some of them, the values at which it changes nothing: ``neutral``, None where there are none."""
 
     def is_neutral(self, given):
         settings = complete(self.knobs, given)
-        return all(settings[name] == value for name, value in self.neutral.items())
+        return self.neutral is not None and all(settings[name] == value for name, value in self.neutral.items())
 
 
 def complete(knobs, given):

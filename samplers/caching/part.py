@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..core import Knob, complete
+from ..core import HasNeutral, Knob, complete
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(HasNeutral):
     """``begin`` makes a small object for one run. With the ``neutral`` settings nothing is skipped; None: no setting does that.
 
     make(settings, **given) is told what is no single value and so no knob, as the file of the part says: a mask, ratios,
@@ -21,10 +21,6 @@ class Part:
     make: Callable
     neutral: dict | None = None
     check: Callable = field(default=lambda settings: None)
-
-    def is_neutral(self, knobs):
-        settings = complete(self.knobs, knobs)
-        return self.neutral is not None and all(settings[name] == value for name, value in self.neutral.items())
 
     def begin(self, knobs, **given):
         """A Policy or a Forecast at the start of a run. ValueError on a bad setting."""

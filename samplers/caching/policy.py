@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from ..core import Knob
 
 
@@ -27,6 +29,19 @@ class Step:
     output_change: float | None = None
     run_input_change: float | None = None
     forecast_error: float | None = None
+
+
+def change(new, old):
+    """sum |new - old| / sum |old| of two tensors, a float; None where one of them is unknown or of another shape."""
+    if new is None or old is None or new.shape != old.shape:
+        return None
+    return float((new - old).abs().sum() / old.abs().sum().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def error(guessed, kept):
+    """Relative L1 error of a list of forecast tensors, over all of them, a float."""
+    off = sum((a - b).abs().sum() for a, b in zip(guessed, kept, strict=True))
+    return float(off / sum(b.abs().sum() for b in kept).clamp(min=torch.finfo(torch.float32).tiny))
 
 
 class Policy:

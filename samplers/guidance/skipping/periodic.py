@@ -23,9 +23,7 @@ WARM_UP = Knob("warm_up", 2, "Evaluate it at each of so many first steps.", min=
 PERIODIC = Skip(
     "Every n-th Step", "the guidance reused between steps, as in FasterCache's plainest form, Lv et al. 2024, arXiv:2410.19355",
     "a fixed saving, the same for every picture",
-    (
-        EVERY, WARM_UP, REUSE,
-    ),
+    (EVERY, WARM_UP, REUSE),
     neutral={"every": 1},
     policy=lambda settings, to_sigma: Periodic(settings["every"], settings["warm_up"]),
     forecast=lambda settings: FORECASTS[settings["reuse"]](),
