@@ -21,7 +21,8 @@ and, from an accelerator, any of
     values          {name: a number it measured here}, such as the similarity of two predictions
 
 The totals are steps, calls, evaluations, branches ({branch: evaluations}), seconds and, where the device counts it,
-peak_memory: the most bytes that torch held at once during the run, weights included.
+peak_memory: the most bytes that torch held at once during the run, weights included; of a cache also kept_memory: the most
+bytes that it held for later steps.
 """
 
 import csv
@@ -52,7 +53,7 @@ class Recorder:
 
     def __init__(self, sigmas, branches, clock, items=1):
         self.sigmas, self.branches, self.clock, self.items = sigmas, branches, clock, items
-        self.predictions = []
+        self.predictions, self.kept_memory = [], None
         self.run = {"steps": [], "totals": {}, "complete": False}
 
     def prediction_started(self):
@@ -75,6 +76,10 @@ class Recorder:
         prediction.told |= {key: word for key, word in told.items() if word}
         if values:
             prediction.told.setdefault("values", {}).update(values)
+
+    def holds(self, kept_memory):
+        """A cache holds at most so many bytes until now."""
+        self.kept_memory = kept_memory
 
     def branch(self, condition):
         return self.branches[condition] if condition < len(self.branches) else f"cond {condition}"
@@ -113,6 +118,8 @@ class Recorder:
         }
         if peak_memory is not None:
             self.run["totals"]["peak_memory"] = peak_memory
+        if self.kept_memory is not None:
+            self.run["totals"]["kept_memory"] = self.kept_memory
         self.run["complete"] = completed
 
     def add(self, rows, predictions):
@@ -164,6 +171,7 @@ def summary(runs):
             + (f", {left_out / (done + left_out):.0%} of blocks skipped" if left_out else "")
             + f", {total['seconds']:.2f} s"
             + (f", peak {total['peak_memory'] / 2**30:.2f} GiB" if "peak_memory" in total else "")
+            + (f", {total['kept_memory'] / 2**20:.1f} MiB kept for later steps" if "kept_memory" in total else "")
             + ("" if run["complete"] else " (stopped early)")
         )
     return "\n".join(lines) or NOTHING_RAN

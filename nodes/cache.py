@@ -17,6 +17,18 @@ from .inputs import chosen, method_input
 
 MODEL = io.Model.Input("model", tooltip="Any model. Put this node last before the sampler, after LoRA and guidance nodes.")
 StepMask = io.Custom("DISTILLERY_STEP_MASK")
+MEMORY = (
+    io.Boolean.Input(
+        "offload", default=False, optional=True, advanced=True,
+        tooltip="Keep what is stored for later steps in the computer's memory instead of the GPU's: less of the GPU's, and slower. "
+        "Neutral: off.",
+    ),
+    io.Float.Input(
+        "memory_limit", default=0.0, min=0.0, max=1e6, step=16.0, optional=True, advanced=True,
+        tooltip="In MiB. If what is stored for later steps takes more, it is dropped, and the run goes on uncached; the report says so. "
+        "Neutral: 0, no limit.",
+    ),
+)  # fmt: skip
 OUTPUT = "The same model, which skips what it can do without."
 
 
@@ -44,7 +56,14 @@ SITES = {
         "Deep branch of a UNet", "DeepCache, arXiv:2312.00858", "Stable Diffusion 1, 2, XL", DeepBranch,
         (Knob("depth", 1, "How many of the outermost input blocks always run.", min=1, max=12, step=1),),
     ),
-    "encoder": Place("Encoder of a UNet", "Faster Diffusion, arXiv:2312.09608", "Stable Diffusion 1, 2, XL", Encoder),
+    "encoder": Place(
+        "Encoder of a UNet", "Faster Diffusion, arXiv:2312.09608", "Stable Diffusion 1, 2, XL", Encoder,
+        (
+            Knob("parallel", False, "The output blocks of all skipped steps up to the next evaluation run as one batch: faster where the "
+                 "GPU has room, and more memory. For policies interval and mask; with a ControlNet one after another all the same.",
+                 advanced=True),
+        ),
+    ),
     "self_attention": Place("Self-attention", "PAB, arXiv:2408.12588", "networks whose blocks have one of their own", lambda: Parts("self-attention")),
     "cross_attention": Place("Cross-attention", "PAB, arXiv:2408.12588", "networks that read the prompt by it", lambda: Parts("cross-attention")),
     "mlp": Place("Feed-forward parts", "PAB, arXiv:2408.12588", "most networks", lambda: Parts("mlp")),
@@ -69,12 +88,13 @@ class Cache(io.ComfyNode):
                     tooltip="How much to skip. Neutral: 0, nothing, bit for bit. 0.5 is what each method publishes.",
                 ),
                 io.Combo.Input("preset", options=list(PRESETS), default="automatic", tooltip="\n".join(lines)),
+                *MEMORY,
             ],
             outputs=outputs(OUTPUT),
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, strength, preset) -> io.NodeOutput:
+    def execute(cls, model, strength, preset, offload=False, memory_limit=0.0) -> io.NodeOutput:
         chosen_preset = PRESETS[preset]
         place, remark = SITES[chosen_preset.site], ""
         site = place.make(**chosen_preset.site_knobs)
@@ -82,7 +102,8 @@ class Cache(io.ComfyNode):
             site, remark = Prediction(), f"{place.title}: not in this network, so the whole prediction. "
         plan = Plan(
             POLICIES[chosen_preset.policy], chosen_preset.policy_knobs(strength),
-            FORECASTS[chosen_preset.forecast], chosen_preset.forecast_knobs, site, remark=remark,
+            FORECASTS[chosen_preset.forecast], chosen_preset.forecast_knobs, site,
+            remark=remark, offload=offload, memory_limit=memory_limit,
         )  # fmt: skip
         return reported(with_cache(model, plan))
 
@@ -103,12 +124,13 @@ class CacheParts(io.ComfyNode):
                 method_input(FORECASTS, "forecast"),
                 method_input(SITES, "site"),
                 StepMask.Input("mask", optional=True, tooltip="From Step Mask, for the policy mask."),
+                *MEMORY,
             ],
             outputs=outputs(OUTPUT),
         )
 
     @classmethod
-    def execute(cls, model, policy, forecast, site, mask=None) -> io.NodeOutput:
+    def execute(cls, model, policy, forecast, site, mask=None, offload=False, memory_limit=0.0) -> io.NodeOutput:
         if (policy["policy"] == "mask") != (mask is not None):
             raise ValueError(
                 f"policy is {policy['policy']!r} and mask is {'not ' if mask is None else ''}connected: the policy mask needs a Step Mask, "
@@ -116,7 +138,10 @@ class CacheParts(io.ComfyNode):
             )
         place, place_knobs = chosen(site, SITES, "site")
         given = {} if mask is None else {"mask": mask}
-        plan = Plan(*chosen(policy, POLICIES, "policy"), *chosen(forecast, FORECASTS, "forecast"), place.make(**place_knobs), given)
+        plan = Plan(
+            *chosen(policy, POLICIES, "policy"), *chosen(forecast, FORECASTS, "forecast"), place.make(**place_knobs), given,
+            offload=offload, memory_limit=memory_limit,
+        )  # fmt: skip
         return reported(with_cache(model, plan))
 
 

@@ -1,18 +1,21 @@
 """A cache on a MODEL: which evaluations of its network are skipped in a run, and what stands in for them.
 
-One keyed wrapper of APPLY_MODEL. What is remembered belongs to one run, and in it to one set of prompts: the identities that ComfyUI
-gives its conditions, the context window, and whether a ControlNet or a LoRA on a schedule acts. Anything new is evaluated first.
+One keyed wrapper of APPLY_MODEL. What is remembered belongs to one run, and in it to one condition: the identity that ComfyUI gives
+it, the context window, and whether a ControlNet or a LoRA on a schedule acts. Anything new is evaluated first. Conditions that share
+a call of the network are skipped where all of them may be.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.caching.part import Part
-from ..samplers.caching.policy import Step, change, error
 from ..samplers.core import append_dims, complete
 from .host import ANSWERED, RUNS, recorders, solver_of, window_of, with_run_state
-from .host_sites import Prediction, Site
+from .host_cache_tracks import Track, numbers
+from .host_sites import Decoded, Prediction, Site, mixes, plain
+from .host_steps import Steps
 
 CACHE = "distillery_cache"
 NAMES = {CACHE: "a Cache node", "easycache": "core's EasyCache", "lazycache": "core's LazyCache"}  # keys of wrappers
@@ -20,7 +23,10 @@ NAMES = {CACHE: "a Cache node", "easycache": "core's EasyCache", "lazycache": "c
 
 @dataclass(frozen=True)
 class Plan:
-    """policy and forecast are registry entries with their knobs; given is what a policy is told that is no knob, such as a mask."""
+    """policy and forecast are registry entries with their knobs; given is what a policy is told that is no knob, such as a mask.
+
+    offload: what is kept waits in the CPU's memory. memory_limit: in MiB, of what is kept; 0 is none.
+    """
 
     policy: Part
     policy_knobs: dict
@@ -29,6 +35,8 @@ class Plan:
     site: Site
     given: dict = field(default_factory=dict)
     remark: str = ""  # for the report
+    offload: bool = False
+    memory_limit: float = 0.0
 
     def begin(self):
         return self.policy.begin(self.policy_knobs, **self.given)
@@ -49,6 +57,11 @@ def with_cache(model, plan):
             f"site is {plan.site.title}, which the network {type(network).__name__} does not have: use the whole prediction, which "
             "every network has."
         )
+    if plan.site.parallel and not plan.begin().foreseen:
+        raise ValueError(
+            f"site decodes ahead in parallel, and policy {plan.policy.title} does not know which steps it will skip: use interval or mask, or "
+            "turn parallel off."
+        )
     refuse(model.wrappers, NAMES)
     model, _ = with_run_state(model, lambda run: Run(plan, run), token=CACHE)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, CACHE, predict_noise)
@@ -66,6 +79,7 @@ def refuse(wrappers, names):
 def predict_noise(executor, x, timestep, model_options, seed):
     run = model_options["transformer_options"].get(RUNS, {}).get(CACHE)
     if run is not None:
+        run.steps.evaluated(float(timestep[0]))
         run.answered.clear()
     return executor(x, timestep, model_options, seed)
 
@@ -76,57 +90,161 @@ def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_opti
     def call():
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    if run is None:  # another MODEL's run calls this one
+    def call_at(sigmas):
+        """All of these noise levels in one batch, which no report counts."""
+        count, levels = len(sigmas), t.new_tensor(sigmas).repeat_interleave(len(x))
+        options = {**transformer_options, "sigmas": levels, ANSWERED: True}
+        options |= {name: list(options[name]) * count for name in ("cond_or_uncond", "uuids")}
+        again = {name: repeated(value, len(x), count) for name, value in kwargs.items()}
+        parts = (repeated(part, len(x), count) for part in (c_concat, c_crossattn))
+        return executor(torch.cat([x] * count), levels, *parts, None, options, **again)
+
+    tracks = run and run.tracks_of(executor.class_obj, x, control, transformer_options)  # no run: another MODEL's calls this one
+    if not tracks:
         return call()
-    track = run.track(executor.class_obj, x, control, transformer_options)
-    if track is None:
-        return call()
-    return track.evaluate(call, executor.class_obj.diffusion_model, x, transformer_options)
+    network = executor.class_obj.diffusion_model
+    output = run.evaluate(tracks, call, network, x, transformer_options)
+    if control is None:
+        run.look_ahead(tracks, call_at, network, x, transformer_options)
+    return output
+
+
+def repeated(value, rows, count):
+    """A tensor of so many rows, or a list of them, so many times one after another. All else belongs to the batch as a whole."""
+    if isinstance(value, list):
+        return [repeated(part, rows, count) for part in value]
+    return torch.cat([value] * count) if torch.is_tensor(value) and value.ndim and len(value) == rows else value
 
 
 class Run:
     """The plan at work in one sampling run."""
 
     def __init__(self, plan, run):
-        self.plan, self.sigmas, self.tracks, self.step = plan, run["sigmas"].tolist(), {}, 0
+        self.plan, self.steps, self.tracks = plan, Steps(run["sigmas"].tolist()), {}
         self.answered = set()  # keys of the present prediction
+        self.kept, self.full = 0, ""  # bytes at most; why nothing is kept any more
         later = {key: name for key, name in NAMES.items() if key != CACHE}  # which came after this one
         refuse(run["guider"].model_options["transformer_options"]["wrappers"], later)
         solver, _ = solver_of(run["sampler"])
         if solver is not None and solver.mixes_sigmas:
             raise ValueError("sampler runs several steps at once, which a cache cannot follow: use another sampler, or remove the cache.")
         mask = plan.given.get("mask")
-        if mask is not None and len(mask) != len(self.sigmas) - 1:
-            raise ValueError(f"mask has {len(mask)} steps and this run {len(self.sigmas) - 1}: give one entry for each step.")
+        if mask is not None and len(mask) != self.steps.count:
+            raise ValueError(f"mask has {len(mask)} steps and this run {self.steps.count}: give one entry for each step.")
+        callback = run["callback"]
 
-    def track(self, model, x, control, options):
-        """What is remembered of such calls. None for a further one in the same prediction: by a node with a purpose of its own."""
+        def step_started(step, denoised, x, total_steps):
+            self.steps.announced(step)
+            if callback is not None:
+                callback(step, denoised, x, total_steps)
+
+        run["callback"] = step_started
+
+    def tracks_of(self, model, x, control, options):
+        """What is remembered of each condition of this call; of a network that mixes them, of all together.
+
+        Empty for a further evaluation in the same prediction: by a node with a purpose of its own.
+        """
         hooks = getattr(model.current_patcher, "current_hooks", None)
-        key = (
-            tuple(options["uuids"]), window_of(options), tuple(x.shape), control is not None,
+        uuids = options["uuids"]
+        conditions = [(uuid, uuids[:i].count(uuid)) for i, uuid in enumerate(uuids)]  # a prompt has one identity in all areas
+        if mixes(model.diffusion_model) and not isinstance(self.plan.site, Prediction):
+            conditions = [tuple(uuids)]
+        circumstances = (
+            window_of(options), len(x) // len(conditions), tuple(x.shape[1:]), control is not None,
             tuple((id(hook), hook.strength) for hook in hooks.hooks) if hooks else (),
             tuple(map(id, patches_in([options.get("patches"), options.get("patches_replace")]))),
         )  # fmt: skip
-        if key in self.answered:
-            return None
-        self.answered.add(key)
-        sigma = float(options["sigmas"][0])
-        place = self.place(sigma)
-        track = self.tracks.get(key)
-        if track is None or place < track.place or sigma > track.step.sigma * (1 + 1e-6):  # noise was added: another trajectory
+        keys = [(condition, *circumstances) for condition in conditions]
+        if self.answered.intersection(keys):
+            return []
+        self.answered.update(keys)
+        return [self.track(key) for key in keys]
+
+    def track(self, key):
+        track, steps = self.tracks.get(key), self.steps
+        if track is None or steps.place < track.place or steps.sigma > track.step.sigma * (1 + 1e-6):  # noise was added: another trajectory
             track = self.tracks[key] = Track(self.plan)
-        track.moves_to(place, sigma, len(self.sigmas) - 1)
+        track.moves_to(steps)
         return track
 
-    def place(self, sigma):
-        """Where in the schedule: the number of the step, and a share of the way to the next. Where noise is added again: the next such."""
-        level, last = sigma * (1 - 1e-6), len(self.sigmas) - 2
-        pairs = enumerate(zip(self.sigmas, self.sigmas[1:]))  # a step up holds its own level alone
-        around = [step for step, (high, low) in pairs if high >= level > min(low, high * (1 - 2e-6))]
-        around = around or [0 if level > self.sigmas[0] else last]
-        self.step = next((step for step in around if step >= self.step), around[0])
-        high, low = self.sigmas[self.step], self.sigmas[self.step + 1]
-        return self.step + min(max((high - sigma) / (high - low), 0.0), 0.999) if high > low else float(self.step)
+    def evaluate(self, tracks, call, network, x, options):
+        """The model's prediction for x (B, C, ..., H, W), denoised, evaluated or stood in for. Each track has its share of the rows."""
+        site, count = self.plan.site, len(tracks)
+        whole = isinstance(site, Prediction)
+        sigma = append_dims(options["sigmas"].repeat(len(x) // len(options["sigmas"])), x)
+        shares = x.chunk(count)
+
+        def decide(signal):
+            signals = [None] * count if signal is None else signal.chunk(count)
+            fresh = [(track, *share) for track, *share in zip(tracks, shares, signals) if track.decided is None]
+            for track, share, part in fresh:
+                track.asks(share, part)
+            found = iter(numbers([tensor for track, *_ in fresh for tensor in track.waiting]))
+            for track, *_ in fresh:
+                track.decide(found)
+            if any(track.decided for track in tracks) or not all(track.ready for track in tracks):
+                return None
+            for track, *_ in fresh:
+                track.policy.skipped(track.step)
+            if all(self.steps.place in track.decoded for track in tracks):
+                return Decoded(torch.cat([track.decoded[self.steps.place] for track in tracks]))
+            forecasts = [track.forecast(self.steps.place, x.device) for track in tracks]
+            values = forecasts[0] if count == 1 else [torch.cat(parts) for parts in zip(*forecasts, strict=True)]
+            return [x - sigma * value for value in values] if whole else values  # the whole prediction is kept as d
+
+        done = site.evaluate(call, network, decide, given=x)
+        for track in tracks:
+            track.ends(done.skipped)
+        if done.kept is not None and not self.full:
+            kept = [(x - tensor) / sigma for tensor in done.kept] if whole else done.kept
+            parts = zip(*(tensor.chunk(count) for tensor in kept))
+            for track, share, mine, output in zip(tracks, shares, parts, done.output.chunk(count), strict=True):
+                track.learn(share, list(mine), output)
+            self.weigh()
+        options[ANSWERED] = done.skipped and whole
+        self.tell(tracks, options, done)
+        return done.output
+
+    def look_ahead(self, tracks, call_at, network, x, options):
+        """After an evaluation: what the network makes of what was kept at the steps that are certain to be skipped, all at once."""
+        site, steps = self.plan.site, self.steps
+        opens = tracks[0].decided and steps.place == steps.index and not self.full  # and is no further evaluation of its step
+        possible = opens and site.parallel and plain(network) is network  # not where torch.compile stands before the network
+        later = tracks[0].policy.ahead(tracks[0].step) if possible else ()
+        places = [(track, float(step)) for step in later for track in tracks]
+        if not places:
+            return
+        kept = [torch.cat(parts) for parts in zip(*(track.forecast(place, x.device) for track, place in places))]
+        made, blocks = site.decode(lambda: call_at([steps.sigmas[step] for step in later]), network, kept)
+        for (track, place), part in zip(places, made.chunk(len(places))):
+            track.decoded[place] = part
+        for recorder in recorders(options):
+            for condition in options["cond_or_uncond"]:
+                recorder.note(condition, blocks=(blocks * len(later), 0))
+
+    def weigh(self):
+        """Above the plan's limit on memory all is forgotten, and nothing is kept from then on."""
+        held = sum(track.memory for track in self.tracks.values())
+        self.kept = max(self.kept, held)
+        limit = self.plan.memory_limit
+        if limit and held > limit * 2**20:
+            self.full = f"what is kept takes {held / 2**20:.1f} MiB, above memory_limit {limit:g}"
+            self.tracks.clear()
+
+    def tell(self, tracks, options, done):
+        """Every report of this run: what was done for each of the call's conditions."""
+        wanting = [track for track in tracks if track.wanted]
+        reason = (wanting or tracks)[0].policy.reason if wanting or done.skipped else "nothing to skip with yet"
+        predicted = [track.policy.predicted for track in tracks if track.policy.predicted is not None]
+        values = {"predicted error": float(max(predicted))} if predicted else {}
+        for recorder in recorders(options):
+            recorder.holds(self.kept)
+            for condition in options["cond_or_uncond"]:
+                recorder.note(
+                    condition, skipped=1 if options[ANSWERED] else 0, decision="skip" if done.skipped else "run",
+                    reason=self.plan.remark + (self.full or reason), values=values, blocks=(done.done, done.left_out),
+                )  # fmt: skip
 
 
 def patches_in(entries):
@@ -136,95 +254,3 @@ def patches_in(entries):
     elif not isinstance(entries, (list, tuple)):
         return [] if entries is None else [entries]
     return [patch for entry in entries for patch in patches_in(entry)]
-
-
-class Track:
-    """What one set of prompts remembers of its evaluations."""
-
-    def __init__(self, plan):
-        self.plan, self.policy = plan, plan.begin()
-        self.forecasts = None
-        self.place, self.decided = -1.0, None
-        self.input = self.signal = self.run_input = self.run_signal = self.output = self.size = None
-
-    def moves_to(self, place, sigma, steps):
-        if int(place) != int(self.place):
-            self.decided = None  # a solver's further evaluations within a step go by its first one's decision
-        self.place = place
-        self.step = Step(int(place), steps, sigma)
-
-    def evaluate(self, call, network, x, options):
-        """The model's prediction for x (B, C, ..., H, W), denoised, evaluated or stood in for."""
-        whole, begins = isinstance(self.plan.site, Prediction), self.forecasts is None
-        sigma = append_dims(options["sigmas"].repeat(len(x) // len(options["sigmas"])), x)
-        if "latents" in self.policy.needs:
-            self.policy.observe(x, None, self.step.sigma)
-
-        def decide(signal):
-            first = self.decided is None
-            if first:
-                self.measure(x, signal)
-                self.decided = bool(self.policy.decide(self.step))
-                if not self.decided and self.ready:
-                    self.policy.skipped(self.step)
-            if self.decided or not self.ready:
-                return None
-            values = [forecast.predict(self.place) for forecast in self.forecasts]
-            return [x - sigma * value for value in values] if whole else values  # the whole prediction is kept as d
-
-        done = self.plan.site.evaluate(call, network, decide, given=x)
-        if done.kept is not None:
-            kept = [(x - tensor) / sigma for tensor in done.kept] if whole else done.kept
-            self.learn(x, kept, done.output)
-            if "latents" in self.policy.needs:
-                self.policy.observe(x, ((x - done.output) / sigma).to(x), self.step.sigma)
-        options[ANSWERED] = done.skipped and whole
-        self.tell(options, done, begins)
-        return done.output
-
-    @property
-    def ready(self):
-        return self.forecasts is not None and all(forecast.ready for forecast in self.forecasts)
-
-    def measure(self, x, signal):
-        """What the policy wants to know before it decides, as floats: one wait for the device each."""
-        measured = {}
-        if "input_change" in self.policy.needs:
-            measured["input_change"] = change(x, self.input)
-        if "signal_since_run" in self.policy.needs:
-            measured["signal_since_run"] = change(signal, self.run_signal)
-        if "signal_since_step" in self.policy.needs:
-            measured["signal_since_step"] = change(signal, self.signal)
-        self.input, self.signal = x, signal
-        self.step = replace(self.step, **measured)
-
-    def learn(self, x, kept, output):
-        """After an evaluation: what the policy wants to know of it, and the forecasts' new values."""
-        needs, measured = self.policy.needs, {}
-        if "forecast_error" in needs and self.ready:
-            measured["forecast_error"] = error([forecast.predict(self.place) for forecast in self.forecasts], kept)
-        if "residual_ratio" in needs:
-            size = float(sum(tensor.float().abs().mean() for tensor in kept))
-            measured["residual_ratio"] = size / self.size if self.size else None
-            self.size = size
-        if "output_change" in needs:
-            measured["output_change"], measured["run_input_change"] = change(output, self.output), change(x, self.run_input)
-        self.step = replace(self.step, **measured)
-        self.policy.ran(self.step)
-        if self.forecasts is None or len(self.forecasts) != len(kept):
-            self.forecasts = [self.plan.forecast.begin(self.plan.forecast_knobs) for _ in kept]
-        for forecast, tensor in zip(self.forecasts, kept, strict=True):
-            forecast.observe(self.place, tensor)
-        self.run_input, self.run_signal, self.output = x, self.signal, output
-
-    def tell(self, options, done, begins):
-        """Every report of this run: what was done for each of the call's conditions. begins: nothing was known of them before."""
-        conditions = options["cond_or_uncond"]
-        reason = self.policy.reason if self.decided or not begins else "nothing to skip with yet"
-        values = {} if self.policy.predicted is None else {"predicted error": float(self.policy.predicted)}
-        for recorder in recorders(options):
-            for condition in conditions:
-                recorder.note(
-                    condition, skipped=1 if options[ANSWERED] else 0, decision="skip" if done.skipped else "run",
-                    reason=self.plan.remark + reason, values=values, blocks=(done.done, done.left_out),
-                )  # fmt: skip

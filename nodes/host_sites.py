@@ -11,7 +11,7 @@ from itertools import groupby
 
 import torch
 
-from .architectures import Block, architecture_of, blocks_of
+from .architectures import Block, architecture_of, blocks_of, import_path
 from .host_blocks import forwards
 
 UNET = "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel"
@@ -19,6 +19,9 @@ SKIP_CONNECTED = (  # the last blocks are also given what the first ones made
     "comfy.ldm.hydit.models.HunYuanDiT", "comfy.ldm.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain",
 )  # fmt: skip
 LEAVES_FOR_LATER = "comfy.ldm.seedvr.model.NaDiT"  # its blocks compute things once that later blocks and the last layer read
+MIXES = {  # core gives all timbres to the first row; core swaps the two prompts; all rows are one sequence
+    "comfy.ldm.ace.ace_step15.AceStepConditionGenerationModel", "comfy.ldm.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain", LEAVES_FOR_LATER,
+}  # fmt: skip
 TEXT = {"txt", "context", "c", "encoder_hidden_states", "text_tokens", "instruct_hidden_states", "y"}  # names of streams
 
 
@@ -38,10 +41,18 @@ class Evaluation:
     left_out: int
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Stands in for what a site keeps: what the network itself makes of it, before the model turns that into a prediction."""
+
+    output: torch.Tensor
+
+
 class Site:
     """One place in a network, with its knobs."""
 
     title = ""
+    parallel = False  # whether it can run the rest of the network for several steps at once: it has ``decode``
 
     def fits(self, network):
         """Whether the network (``model.model.diffusion_model``) has this place."""
@@ -190,6 +201,11 @@ class Span:
 def plain(network):
     """The network itself, of one that torch.compile has wrapped."""
     return getattr(network, "_orig_mod", network)
+
+
+def mixes(network):
+    """Whether what its blocks make cannot be told apart by the conditions in a batch."""
+    return any(import_path(kind) in MIXES for kind in type(plain(network)).__mro__)
 
 
 def untraced(function):

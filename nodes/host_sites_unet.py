@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from .host_blocks import forwards
-from .host_sites import Evaluation, Site, plain
+from .host_sites import Decoded, Evaluation, Site, plain
 
 WHERE_BLOCKS_RUN = ("input_block_patch", "input_block_patch_after_skip", "output_block_patch")  # other packs' patches
 
@@ -63,10 +63,14 @@ class Encoder(Site):
     """The input blocks and the middle block of a UNet. Kept: what each of them makes.
 
     Li et al. 2023, Faster Diffusion, arXiv:2312.09608: they change little from step to step, the output blocks much. ControlNets
-    and the current time are heeded as ever; the latent is not.
+    and the current time are heeded as ever; the latent is not. So that, parallel, the output blocks of all the steps up to the next
+    evaluation can run as one batch.
     """
 
     title = "encoder"
+
+    def __init__(self, parallel=False):
+        self.parallel = parallel
 
     def fits(self, network):
         return isinstance(plain(network), UNetModel)
@@ -75,16 +79,36 @@ class Encoder(Site):
         network = plain(network)
         encoder, outputs = [*network.input_blocks, network.middle_block], len(network.output_blocks)
         values = decide(given)
+        if isinstance(values, Decoded):
+            with forwards({network: lambda *_, **__: values.output}):
+                return Evaluation(call(), None, True, 0, len(encoder) + outputs)
         if values is None:
             taps = [Tap() for _ in encoder]
-            *inputs, middle = map(_ending, encoder, taps)
-        else:
-            *inputs, middle = (_stand_in(block, Give(value)) for block, value in zip(encoder, values, strict=True))
-        with swapped(network, input_blocks=torch.nn.ModuleList(inputs), middle_block=middle):
-            output = call()
-        if values is None:
+            with _encoded(network, map(_ending, encoder, taps)):
+                output = call()
             return Evaluation(output, _caught(taps), False, len(encoder) + outputs, 0)
+        with _encoded(network, map(_stand_in, encoder, map(Give, values))):
+            output = call()
         return Evaluation(output, None, True, outputs, len(encoder))
+
+    def decode(self, call, network, values):
+        """(what the network itself makes of these values in one ``call()``, how many blocks ran)"""
+        network, made = plain(network), []
+
+        def run(forward, *args, **kwargs):
+            made.append(forward(*args, **kwargs))
+            return made[0]
+
+        encoder = [*network.input_blocks, network.middle_block]
+        with _encoded(network, map(_stand_in, encoder, map(Give, values))), forwards({network: run}):
+            call()
+        return made[0], len(network.output_blocks)
+
+
+def _encoded(network, blocks):
+    """While it lasts, these are the network's input blocks and, last, its middle block."""
+    *inputs, middle = blocks
+    return swapped(network, input_blocks=torch.nn.ModuleList(inputs), middle_block=middle)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What the tests of caching share: runs of a policy with measurements that are given."""
 
+from dataclasses import replace
+
 from comfyui_distillery.samplers.caching import POLICIES
 from comfyui_distillery.samplers.caching.policy import Step
 
@@ -25,7 +27,8 @@ def follow(
         slope, constant = latents(sigma)
         x = constant + sigma * slope
         step = Step(index, steps, sigma, **measured(index, last))
-        policy.observe(x, None, sigma)
+        off = policy.observe(x, None, sigma)
+        step = replace(step, latent_error=None if off is None else float(off))
         decisions.append(policy.decide(step))
         if decisions[-1]:
             policy.observe(x, slope, sigma)

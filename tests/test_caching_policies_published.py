@@ -141,8 +141,7 @@ def stability(steps=SIGMAS, threshold=1e-9, trajectory=None):
     policy, decisions = begin("stability", **FREE, stability_threshold=threshold), []
     for index, sigma in enumerate(steps.tolist()):
         x, d = trajectory(sigma)
-        policy.observe(x, None, sigma)
-        decisions.append(policy.decide(Step(index, len(steps), sigma)))
+        decisions.append(policy.decide(Step(index, len(steps), sigma, latent_error=policy.observe(x, None, sigma))))
         if decisions[-1]:
             policy.observe(x, d, sigma)
     return decisions
@@ -163,13 +162,14 @@ def test_its_error_is_the_distance_over_the_movement_of_the_worst_item():
     policy = begin("stability", **FREE)
     for x, d, sigma in zip(xs[:3], ds, sigmas):
         policy.observe(x, d, sigma)
-    policy.observe(xs[3], None, sigmas[3])
+    off = policy.observe(xs[3], None, sigmas[3])
     weights = adams_bashforth(torch.tensor(sigmas, dtype=torch.float64), 2, 3).view(3, 1, 1, 1, 1)
     predicted = xs[2] - 0.1 * (weights * ds[:3].flip(0)).sum(0)
     norm = lambda x: x.flatten(1).norm(dim=1)
     assert torch.allclose(policy.error, norm(xs[3] - predicted) / norm(xs[3] - xs[2]), rtol=1e-12)
-    step = Step(3, 20, 0.4)
-    limit = float(policy.error.max())
+    limit = float(off)
+    assert limit == float(policy.error.max())
+    step = Step(3, 20, 0.4, latent_error=limit)
     for threshold, ran in ((limit * 1.0001, False), (limit * 0.9999, True)):
         policy.stability_threshold = threshold
         assert policy.decide(step) == ran

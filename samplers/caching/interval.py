@@ -9,10 +9,10 @@ from math import copysign, floor
 
 from ..core import Knob
 from .part import Part
-from .policy import COMMON, Policy
+from .policy import COMMON, Foreseen
 
 
-class Interval(Policy):
+class Interval(Foreseen):
     def __init__(self, interval, spacing, centre, power, **common):
         super().__init__(**common)
         self.interval, self.spacing, self.centre, self.power = interval, spacing, centre, power

@@ -1,10 +1,10 @@
 """Mask: the steps to evaluate, written down one by one."""
 
 from .part import Part
-from .policy import COMMON, Policy
+from .policy import COMMON, Foreseen
 
 
-class Mask(Policy):
+class Mask(Foreseen):
     """mask: a bool for each step of the run, True to evaluate. ValueError at the first decision where their number differs."""
 
     def __init__(self, mask, **common):

@@ -1,6 +1,6 @@
 """When a step may be skipped: what is known of it, and what all policies have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ class Step:
 
     Known before the evaluation: input_change, of the network's input since the previous step; signal_since_run and signal_since_step,
     of the site's signal (the residual of the first blocks, or the time-modulated input) since the last evaluated and since the
-    previous step.
+    previous step; latent_error, what ``Policy.observe`` gave.
     Known after one: residual_ratio, the norm of the cached residual over that at the evaluated step before; output_change and
     run_input_change, of the network's output and of its input, both since the evaluated step before; forecast_error, the relative
     error of what the forecast would have given here.
@@ -29,19 +29,20 @@ class Step:
     output_change: float | None = None
     run_input_change: float | None = None
     forecast_error: float | None = None
+    latent_error: float | None = None
 
 
 def change(new, old):
-    """sum |new - old| / sum |old| of two tensors, a float; None where one of them is unknown or of another shape."""
+    """sum |new - old| / sum |old| of two tensors, a tensor of one number; None where one is unknown or of another shape."""
     if new is None or old is None or new.shape != old.shape:
         return None
-    return float((new - old).abs().sum() / old.abs().sum().clamp(min=torch.finfo(torch.float32).tiny))
+    return (new - old).abs().sum() / old.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def error(guessed, kept):
-    """Relative L1 error of a list of forecast tensors, over all of them, a float."""
+    """Relative L1 error of a list of forecast tensors, over all of them, a tensor of one number."""
     off = sum((a - b).abs().sum() for a, b in zip(guessed, kept, strict=True))
-    return float(off / sum(b.abs().sum() for b in kept).clamp(min=torch.finfo(torch.float32).tiny))
+    return off / sum(b.abs().sum() for b in kept).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class Policy:
@@ -56,6 +57,7 @@ class Policy:
     reason = ""  # of the latest decision, in words, for the report
     predicted = None  # relative error expected of the latest step, were it skipped; None where the policy has no estimate
     memory = 0  # bytes of tensors held
+    foreseen = False  # whether it knows beforehand which steps it will skip: it has ``ahead``
 
     def __init__(self, first_steps, last_steps, most_in_a_row, min_steps):
         self.first_steps, self.last_steps = first_steps, last_steps
@@ -97,7 +99,27 @@ class Policy:
         """For policies that need "latents": x, (B, C, ..., H, W), before a step with d None, and again with d after an evaluation.
 
         d = dx/dsigma, of x's shape: predicted noise on VE paths, velocity on flow. sigma: float.
+        Before a step it gives the step's ``latent_error`` as a tensor of one number, None where it has none.
         """
+
+
+class Foreseen(Policy):
+    """Decides by the number of the step alone."""
+
+    foreseen = True
+
+    def ahead(self, step):
+        """The numbers of the steps that will be skipped, once this one has been evaluated, until the next that is evaluated."""
+        before, later = (self.in_a_row, self.reason, self.predicted), []
+        self.in_a_row = 0
+        while step.index + 1 < step.steps:
+            step = replace(step, index=step.index + 1)
+            if self.decide(step):
+                break
+            later.append(step.index)
+            self.in_a_row += 1
+        self.in_a_row, self.reason, self.predicted = before
+        return later
 
 
 class Accumulating(Policy):

@@ -41,6 +41,7 @@ class Stability(Policy):
             self.sigmas = (*self.sigmas[:again], sigma)[-EVALUATIONS:]
             self.slopes = (*self.slopes[:again], d)[-EVALUATIONS:]
             self.x = x
+        return None if self.error is None else self.error.max()
 
     def error_at(self, x, sigma):
         """Distance between x and its prediction over its movement since the last evaluation, (B,). Not moved at all: 0."""
@@ -52,9 +53,9 @@ class Stability(Policy):
         return (squares[0] / torch.where(squares[0] == 0, 1, squares[1])).sqrt()
 
     def can_skip(self, step):
-        if self.error is None:
+        if step.latent_error is None:
             return False, f"{len(self.sigmas)} of {EVALUATIONS} evaluations before the first prediction"
-        return below(float(self.error.max()), self.stability_threshold, "error of the predicted latents")
+        return below(step.latent_error, self.stability_threshold, "error of the predicted latents")
 
     @property
     def memory(self):

@@ -1,0 +1,102 @@
+"""What a cache remembers of each condition in a run."""
+
+from dataclasses import replace
+
+import torch
+
+from ..samplers.caching.policy import Step, change, error
+
+
+class Track:
+    """What is remembered of one condition's evaluations: a policy, a forecast of each kept tensor, and what they compare with."""
+
+    def __init__(self, plan):
+        self.plan, self.policy = plan, plan.begin()
+        self.forecasts = None
+        self.place, self.step = -1.0, None
+        self.wanted, self.decided = True, None  # to evaluate this step: by its own policy, and with all that share the call
+        self.decoded = {}  # place: what the network will make of what is kept
+        self.unsettled = []  # evaluations whose measurements the policy does not know yet
+        self.input = self.signal = self.run_input = self.run_signal = self.output = self.size = None
+
+    def moves_to(self, steps):
+        if self.step is None or steps.index != self.step.index:
+            self.decided = None  # a solver's further evaluations within a step go by its first one's decision
+        self.place = steps.place
+        self.step = Step(steps.index, steps.count, steps.sigma)
+
+    @property
+    def ready(self):
+        return self.forecasts is not None and all(forecast.ready for forecast in self.forecasts)
+
+    @property
+    def memory(self):
+        """Bytes of the tensors kept for later steps."""
+        held = sum(forecast.memory for forecast in self.forecasts or ()) + sum(tensor.nbytes for tensor in self.decoded.values())
+        return held + self.policy.memory
+
+    def forecast(self, place, device):
+        """What the kept tensors would be there."""
+        return [forecast.predict(place).to(device) for forecast in self.forecasts]
+
+    def asks(self, x, signal):
+        """Before a decision: measure what the policy wants to know."""
+        found, needs = {}, self.policy.needs
+        if "input_change" in needs:
+            found["input_change"] = change(x, self.input)
+            self.input = x
+        if "signal_since_run" in needs:
+            found["signal_since_run"] = change(signal, self.run_signal)
+        if "signal_since_step" in needs:
+            found["signal_since_step"] = change(signal, self.signal)
+        if needs:
+            self.signal = signal
+        if "latents" in needs:
+            found["latent_error"] = self.policy.observe(x, None, self.step.sigma)
+        self.unsettled.append((self.step, found))
+
+    def ends(self, skipped):
+        """What became of the call: another condition in it may have had to be evaluated."""
+        self.decided = not skipped
+
+    @property
+    def waiting(self):
+        """Measurements, tensors of one number each or None, that ``decide`` is to be given as numbers."""
+        return [tensor for _, found in self.unsettled for tensor in found.values()]
+
+    def decide(self, numbers):
+        """numbers: an iterator that begins with those of ``waiting``."""
+        *earlier, self.step = [replace(step, **dict(zip(found, numbers))) for step, found in self.unsettled]
+        for step in earlier:
+            self.policy.ran(step)
+        self.unsettled.clear()
+        self.wanted = self.decided = bool(self.policy.decide(self.step))
+
+    def learn(self, x, kept, output):
+        """After an evaluation: measure what the policy will want to know of it, and tell the forecasts."""
+        found, needs = {}, self.policy.needs
+        if "forecast_error" in needs and self.ready:
+            found["forecast_error"] = error(self.forecast(self.place, x.device), kept)
+        if "residual_ratio" in needs:
+            size = sum(tensor.float().abs().mean() for tensor in kept)
+            found["residual_ratio"] = None if self.size is None else size / self.size
+            self.size = size
+        if "output_change" in needs:
+            found["output_change"], found["run_input_change"] = change(output, self.output), change(x, self.run_input)
+            self.run_input, self.output = x, output
+        if "latents" in needs:
+            self.policy.observe(x, (x - output) / self.step.sigma, self.step.sigma)
+        self.run_signal = self.signal
+        self.unsettled.append((self.step, found))
+        self.decoded.clear()
+        if self.forecasts is None or len(self.forecasts) != len(kept):
+            self.forecasts = [self.plan.forecast.begin(self.plan.forecast_knobs) for _ in kept]
+        for forecast, tensor in zip(self.forecasts, kept, strict=True):
+            forecast.observe(self.place, tensor.cpu() if self.plan.offload else tensor)
+
+
+def numbers(tensors):
+    """Of tensors of one number each, None where there is none: the same as floats, in one wait for the device."""
+    there = [tensor.float() for tensor in tensors if tensor is not None]
+    values = iter(torch.stack(there).tolist() if there else ())
+    return [None if tensor is None else next(values) for tensor in tensors]
