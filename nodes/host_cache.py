@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..samplers.caching.mask import check_mask
 from ..samplers.caching.part import Part
 from ..samplers.core import append_dims, complete
 from .host import ANSWERED, RUNS, recorders, solver_of, window_of, with_run_state
@@ -128,9 +129,8 @@ class Run:
         solver, _ = solver_of(run["sampler"])
         if solver is not None and solver.mixes_sigmas:
             raise ValueError("sampler runs several steps at once, which a cache cannot follow: use another sampler, or remove the cache.")
-        mask = plan.given.get("mask")
-        if mask is not None and len(mask) != self.steps.count:
-            raise ValueError(f"mask has {len(mask)} steps and this run {self.steps.count}: give one entry for each step.")
+        if "mask" in plan.given:
+            check_mask(plan.given["mask"], self.steps.count)
         callback = run["callback"]
 
         def step_started(step, denoised, x, total_steps):

@@ -276,7 +276,7 @@ def test_cores_caches_are_refused_in_either_order(nodes, runs, core):
 def test_what_does_not_fit_the_run_is_refused(nodes, runs):
     model, run, _ = runs
     mask = step_mask(nodes, 12, "3 5")
-    refused(from_parts(nodes, model, "mask", mask=mask)[0], run, "mask has 12 steps and this run 10")
+    refused(from_parts(nodes, model, "mask", mask=mask)[0], run, "mask has 12 entries and the run 10 steps")
     refused(cached(nodes, model)[0], run, "several steps at once, which a cache cannot follow", sampler=tiny.sampler(nodes, "paradigms"))
 
 
