@@ -11,7 +11,7 @@ from comfyui_distillery.measure.plots import NoMatplotlib
 
 from tools import ROOT
 
-from . import Unavailable, caching, gpu, guidance, guidance_quality, overhead, solvers, startup
+from . import Unavailable, caching, caching_quality, gpu, guidance, guidance_quality, overhead, solvers, startup
 from .draw import save
 
 BENCHMARKS = {
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "guidance": guidance.measure,
     "guidance_quality": guidance_quality.measure,
     "caching": caching.measure,
+    "caching_quality": caching_quality.measure,
     "gpu": gpu.measure,
 }
 FOLDER = ROOT / "docs" / "benchmarks"
@@ -42,6 +43,8 @@ def comfyui_version():
 
 
 def cell(value):
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,11 @@ class Task:
         comfy.model_management.synchronize()
         return latent
 
+    def alone(self, picture):
+        """The task of one picture of the batch."""
+        positive, negative = (picked(condition, picture) for condition in (self.positive, self.negative))
+        return replace(self, positive=positive, negative=negative, noise=self.noise[picture : picture + 1])
+
     def counted(self, sampler, sigmas):
         """(latent, model evaluations of the positive condition)."""
         traced, report = run("Trace", model=self.model)
@@ -88,13 +93,24 @@ class Task:
         return latent, report.runs[-1]["totals"]["branches"]["cond"]
 
 
-def bundled(name="shapes-dit", pictures=1):
+def bundled(name="shapes-dit", pictures=1, prompts=PROMPTS, seed=0):
     """A bundled model at CFG 4 with a batch of different prompts."""
     model, clip, _ = run("LoadDemoModel", name=name)
-    prompts = [encode(clip, PROMPTS[i % len(PROMPTS)]) for i in range(pictures)]
+    texts = [encode(clip, prompts[i % len(prompts)]) for i in range(pictures)]
     channels = model.get_model_object("latent_format").latent_channels
-    noise = torch.randn(pictures, channels, 16, 16, generator=torch.Generator().manual_seed(0))
-    return Task(model, stacked(prompts), stacked([encode(clip, "")] * pictures), 4.0, noise)
+    noise = torch.randn(pictures, channels, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return Task(model, stacked(texts), stacked([encode(clip, "")] * pictures), 4.0, noise)
+
+
+def decoder(name):
+    """A function from a latent of a bundled model to pictures (B, 3, 128, 128) in [0, 1], float64."""
+    vae, node = run("LoadDemoModel", name=name)[2], node_classes()["VAEDecode"]()
+
+    def decode(latent):
+        with torch.inference_mode():
+            return node.decode(vae, {"samples": latent})[0].movedim(-1, 1).double().clamp(0, 1)
+
+    return decode
 
 
 def encode(clip, text):
@@ -106,3 +122,10 @@ def stacked(conditions):
     tensors, options = zip(*(entry for (entry,) in conditions))
     same = {name: torch.cat([option[name] for option in options]) for name, value in options[0].items() if torch.is_tensor(value)}
     return [[torch.cat(tensors), options[0] | same]]
+
+
+def picked(condition, picture):
+    """The condition of one picture, from one for the whole batch."""
+    ((tensor, options),) = condition
+    same = {name: value[picture : picture + 1] if torch.is_tensor(value) else value for name, value in options.items()}
+    return [[tensor[picture : picture + 1], same]]

@@ -1,7 +1,5 @@
 """What a cache remembers of each condition in a run."""
 
-from dataclasses import replace
-
 import torch
 
 from ..samplers.caching.policy import Step, change, error
@@ -66,8 +64,10 @@ class Track:
 
     def decide(self, numbers):
         """numbers: an iterator that begins with those of ``waiting``."""
-        *earlier, self.step = [replace(step, **dict(zip(found, numbers))) for step, found in self.unsettled]
-        for step in earlier:
+        for step, found in self.unsettled:
+            for field, number in zip(found, numbers):
+                setattr(step, field, number)
+        for step, _ in self.unsettled[:-1]:
             self.policy.ran(step)
         self.unsettled.clear()
         self.wanted = self.decided = bool(self.policy.decide(self.step))

@@ -16,8 +16,8 @@ from comfyui_distillery.samplers.core import complete
 from comfyui_distillery.samplers.guidance import RULES, smart
 
 from bench import hosted
+from bench.examination import Examination
 from bench.guidance import SCALES, skipping
-from bench.guidance_quality import Examination
 from bench.timing import relative_error
 
 FILE = Path(smart.__file__).with_name("smart.json")

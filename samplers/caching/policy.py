@@ -7,7 +7,7 @@ import torch
 from ..core import Knob
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Step:
     """One step of a run, and what was measured at it. None: not measured. Changes are relative and L1: sum |new - old| / sum |old|.
 
@@ -16,7 +16,8 @@ class Step:
     previous step; latent_error, what ``Policy.observe`` gave.
     Known after one: residual_ratio, the norm of the cached residual over that at the evaluated step before; output_change and
     run_input_change, of the network's output and of its input, both since the evaluated step before; forecast_error, the relative
-    error of what the forecast would have given here.
+    error of what the forecast would have given here, of the whole prediction with its guidance where that is the site; speed, the
+    norm of |x - denoised| / sigma over that of x, so by what share of itself the latent moves per unit of sigma.
     """
 
     index: int  # 0 to steps - 1
@@ -30,6 +31,8 @@ class Step:
     run_input_change: float | None = None
     forecast_error: float | None = None
     latent_error: float | None = None
+    speed: float | None = None
+    sigma_next: float | None = None  # where this step leads
 
 
 def change(new, old):

@@ -7,7 +7,7 @@ import torch
 from comfyui_distillery.samplers.path import Path
 from comfyui_distillery.samplers.solvers import SOLVERS
 
-from bench import architectures, caching, gpu, guidance, guidance_quality, hosted, overhead, problems, solvers
+from bench import architectures, gpu, guidance, guidance_quality, hosted, overhead, problems, solvers
 from bench.timing import relative_error
 
 LADDER = guidance.ladder
@@ -64,6 +64,8 @@ def test_pictures_of_a_batch_have_their_own_prompts(nodes):
 def test_overhead_compares_equals_with_equals(nodes):
     rows = {row["candidate"]: row for row in overhead.measure(steps=4, times=2).rows}
     assert rows["Trace"]["difference"] == rows["Adaptive Guidance, nothing to skip"]["difference"] == 0
+    unskipped = [name for name in rows if name.startswith("Cache")]
+    assert len(unskipped) == sum(map(len, overhead.CACHES.values())) and not any(rows[name]["difference"] for name in unskipped)
     assert rows["ghvb, order 2"]["difference"] < 1e-3 and rows["lambda_ddim"]["difference"] < 1e-3
     assert rows["APG"]["difference"] > 1e-3
 
@@ -74,24 +76,6 @@ def test_the_guidance_benchmark_measures_every_rule_on_both_models(nodes, monkey
     assert len(result.rows) == len(result.table) == 2 * len(LADDER(6)) and len(guidance.MODELS) == 2
     assert all(0 <= row["saved"] <= 0.5 and math.isfinite(row["error"]) for row in result.rows)
     assert all((row["error"] == 0) == (row["saved"] == 0) for row in result.rows if row["rule"] != guidance.RIVAL)
-
-
-def test_the_caching_benchmark_runs_every_cache_beside_core_s(nodes, monkeypatch):
-    monkeypatch.setattr(caching, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(caching, "THRESHOLDS", {"EasyCache": (0.0, 3.0), "LazyCache": (3.0,)})
-    result = caching.measure(samplers=("euler",), times=1, steps=10)
-    for name in caching.MODELS:
-        rows = {(row["cache"], row["setting"]): row for row in result.rows if row["problem"].startswith(name)}
-        assert set(rows) == {(preset, 1.0) for preset in caching.PRESETS[name]} | {
-            ("core EasyCache", 0.0), ("core EasyCache", 3.0), ("core LazyCache", 3.0)
-        }  # fmt: skip
-        assert rows["core EasyCache", 0.0]["error"] == 0 < rows["core EasyCache", 3.0]["error"]
-        assert all(0 < row["error"] < 2 for key, row in rows.items() if key[1])
-
-
-def test_the_fastest_at_an_error():
-    rows = [{"times faster": speed, "error": error} for speed, error in ((1.5, 0.05), (2.0, 0.1), (3.0, 0.3))]
-    assert [caching.fastest(rows, error) for error in (0.01, 0.05, 0.2, 1.0)] == [1.0, 1.5, 2.0, 3.0]
 
 
 def test_the_quality_benchmark_examines_every_rule_and_smart_guidance(nodes):
@@ -111,9 +95,17 @@ def test_full_size_networks_have_the_published_number_of_parameters(nodes, name)
 
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
 def test_the_gpu_benchmark_runs_on_tiny_networks(nodes, name):
-    rows = gpu.measure_one(name, "cpu", tiny=True, steps=1, times=2)
-    assert [row["candidate"] for row in rows] == ["Trace", "APG", "ghvb"]
+    rows = gpu.measure_one(name, "cpu", tiny=True, steps=4, times=2)
+    presets = gpu.CACHES[name]
+    assert [row["candidate"] for row in rows] == ["Trace", "APG", "ghvb", *(f"Cache, {preset}" for preset in presets)]
     assert all(math.isfinite(row["ratio"]) and row["peak GiB"] is None for row in rows)
+    assert [row["skipped"] for row in rows] == [0, 0, 0, *[1] * len(presets)]
+
+
+def test_what_a_skipped_step_takes():
+    assert gpu.share(0.5, 10, 5) == 0  # half of the run is left, and half of its steps were evaluated
+    assert gpu.share(1.0, 10, 4) == 1
+    assert gpu.share(0.31, 10, 7) == pytest.approx(0.1 / 7)
 
 
 def test_without_a_gpu_the_benchmark_says_so(nodes):
