@@ -14,7 +14,10 @@ TRANSFORMER, UNET = MODELS = ("shapes-dit", "shapes-unet")
 SAMPLERS, STEPS, PICTURES = ("euler", "dpmpp_2m"), (20, 50), 4
 BETWEEN = 6  # cached runs between two uncached ones
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-PRESETS = {TRANSFORMER: ("automatic", "rate", "first_block", "accumulated", "taylor"), UNET: ("automatic", "rate", "deep_branch")}
+PRESETS = {
+    TRANSFORMER: ("automatic", "rate", "first_block", "magnitude", "taylor"), UNET: ("automatic", "rate", "magnitude", "deep_branch"),
+}  # fmt: skip
+BUDGETS = (0.3, 0.5, 0.8)  # for Cache from Parts: beyond what the slider of automatic offers
 THRESHOLDS = {  # of rivals
     TRANSFORMER: {
         "EasyCache": (0.05, 0.1, 0.2, 0.4), "LazyCache": (0.05, 0.1, 0.2, 0.4), "First Block Cache": (0.08, 0.12, 0.18, 0.3),
@@ -35,6 +38,12 @@ def candidates(task, name, coefficients):
     for preset in PRESETS[name]:
         for strength in STRENGTHS:
             found.append((preset, strength, hosted.run("Cache", model=task.model, strength=strength, preset=preset)[0]))
+    for budget in BUDGETS:
+        (model, _) = hosted.run(
+            "CacheParts", model=task.model, policy={"policy": "budget", "budget": budget, "first_steps": 3, "most_in_a_row": 0},
+            forecast={"forecast": "newton", "order": 1, "reach": 0.3}, site={"site": "prediction"},
+        )  # fmt: skip
+        found.append(("from parts: budget", budget, model))
     makes = {
         "EasyCache": lambda t: cache_rivals.core_cache(task.model, "EasyCache", t),
         "LazyCache": lambda t: cache_rivals.core_cache(task.model, "LazyCache", t),

@@ -14,7 +14,7 @@ from ..samplers.caching.mask import check_mask
 from ..samplers.caching.part import Part
 from ..samplers.core import append_dims, complete
 from .host import ANSWERED, RUNS, recorders, solver_of, window_of, with_run_state
-from .host_cache_tracks import Track, numbers
+from .host_cache_tracks import Guided, Track, numbers
 from .host_sites import Decoded, Prediction, Site, mixes, plain
 from .host_steps import Steps
 
@@ -82,7 +82,10 @@ def predict_noise(executor, x, timestep, model_options, seed):
     if run is not None:
         run.steps.evaluated(float(timestep[0]))
         run.answered.clear()
-    return executor(x, timestep, model_options, seed)
+    prediction = executor(x, timestep, model_options, seed)
+    if run is not None:
+        run.learn(x, prediction)
+    return prediction
 
 
 def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
@@ -122,6 +125,7 @@ class Run:
 
     def __init__(self, plan, run):
         self.plan, self.steps, self.tracks = plan, Steps(run["sigmas"].tolist()), {}
+        self.guided = Guided(plan)
         self.answered = set()  # keys of the present prediction
         self.kept, self.full = 0, ""  # bytes at most; why nothing is kept any more
         later = {key: name for key, name in NAMES.items() if key != CACHE}  # which came after this one
@@ -206,6 +210,14 @@ class Run:
         self.tell(tracks, options, done)
         return done.output
 
+    def learn(self, x, prediction):
+        """After a prediction, with its guidance, for x."""
+        answered = [self.tracks[key] for key in self.answered if key in self.tracks]
+        evaluated = [track for track in answered if track.decided and track.unsettled]
+        if evaluated:
+            self.guided.learn(x, prediction, evaluated)
+            self.weigh()
+
     def look_ahead(self, tracks, call_at, network, x, options):
         """After an evaluation: what the network makes of what was kept at the steps that are certain to be skipped, all at once."""
         site, steps = self.plan.site, self.steps
@@ -225,12 +237,13 @@ class Run:
 
     def weigh(self):
         """Above the plan's limit on memory all is forgotten, and nothing is kept from then on."""
-        held = sum(track.memory for track in self.tracks.values())
+        held = self.guided.memory + sum(track.memory for track in self.tracks.values())
         self.kept = max(self.kept, held)
         limit = self.plan.memory_limit
         if limit and held > limit * 2**20:
             self.full = f"what is kept takes {held / 2**20:.1f} MiB, above memory_limit {limit:g}"
             self.tracks.clear()
+            self.guided = Guided(self.plan)
 
     def tell(self, tracks, options, done):
         """Every report of this run: what was done for each of the call's conditions."""

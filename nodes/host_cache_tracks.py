@@ -3,6 +3,7 @@
 import torch
 
 from ..samplers.caching.policy import Step, change, error
+from .host_sites import Prediction
 
 
 class Track:
@@ -21,7 +22,7 @@ class Track:
         if self.step is None or steps.index != self.step.index:
             self.decided = None  # a solver's further evaluations within a step go by its first one's decision
         self.place = steps.place
-        self.step = Step(steps.index, steps.count, steps.sigma)
+        self.step = Step(steps.index, steps.count, steps.sigma, sigma_next=steps.sigmas[steps.index + 1])
 
     @property
     def ready(self):
@@ -75,7 +76,7 @@ class Track:
     def learn(self, x, kept, output):
         """After an evaluation: measure what the policy will want to know of it, and tell the forecasts."""
         found, needs = {}, self.policy.needs
-        if "forecast_error" in needs and self.ready:
+        if "forecast_error" in needs and self.ready and not isinstance(self.plan.site, Prediction):
             found["forecast_error"] = error(self.forecast(self.place, x.device), kept)
         if "residual_ratio" in needs:
             size = sum(tensor.float().abs().mean() for tensor in kept)
@@ -93,6 +94,34 @@ class Track:
             self.forecasts = [self.plan.forecast.begin(self.plan.forecast_knobs) for _ in kept]
         for forecast, tensor in zip(self.forecasts, kept, strict=True):
             forecast.observe(self.place, tensor.cpu() if self.plan.offload else tensor)
+
+
+class Guided:
+    """The whole prediction as the solver gets it, guidance and all: how well the forecast would have foretold it."""
+
+    def __init__(self, plan):
+        self.plan, self.slopes, self.place = plan, None, -1.0
+
+    def learn(self, x, prediction, tracks):
+        """After an evaluation for these tracks: what their policies will want to know of it."""
+        policy, step, place = tracks[0].policy, tracks[0].step, tracks[0].place
+        if "speed" not in policy.needs:
+            return
+        slope, found = (x - prediction) / step.sigma, {}
+        found["speed"] = slope.norm() / x.norm()
+        if isinstance(self.plan.site, Prediction):
+            if self.slopes is None or place < self.place:  # noise was added: another trajectory
+                self.slopes = self.plan.forecast.begin(self.plan.forecast_knobs)
+            if self.slopes.ready:
+                found["forecast_error"] = error([self.slopes.predict(place).to(x.device)], [slope])
+            self.slopes.observe(place, slope.cpu() if self.plan.offload else slope)
+            self.place = place
+        for track in tracks:
+            track.unsettled[-1][1].update(found)
+
+    @property
+    def memory(self):
+        return 0 if self.slopes is None else self.slopes.memory
 
 
 def numbers(tensors):

@@ -10,7 +10,7 @@ from .problems import randn
 FREE = {"first_steps": 1, "last_steps": 0, "most_in_a_row": 0, "min_steps": 1}  # the policy alone
 INVITING = {
     "input_change": 0.0, "signal_since_run": 0.0, "signal_since_step": 0.0, "residual_ratio": 1.0,
-    "output_change": 0.0, "run_input_change": 1.0, "forecast_error": 0.0,
+    "output_change": 0.0, "run_input_change": 1.0, "forecast_error": 0.0, "speed": 1.0,
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def follow(
         sigma = 1 - index / steps
         slope, constant = latents(sigma)
         x = constant + sigma * slope
-        step = Step(index, steps, sigma, **measured(index, last))
+        step = Step(index, steps, sigma, sigma_next=1 - (index + 1) / steps, **measured(index, last))
         off = policy.observe(x, None, sigma)
         step = replace(step, latent_error=None if off is None else float(off))
         decisions.append(policy.decide(step))

@@ -91,6 +91,14 @@ def test_chebyshev_through_noise_is_numpys_least_squares():
         assert_close(forecast.predict(NEXT), number(fit(NEXT)), 1e-11)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_reach_is_the_share_of_the_change_that_newton_believes(order):
+    signal, _ = polynomial(order)
+    for reach in (0.0, 0.3, 1.0):
+        expected = signal(ATS[-1]) + reach * (signal(NEXT) - signal(ATS[-1]))
+        assert_close(seen("newton", signal, order=order, reach=reach).predict(NEXT), expected, 1e-12)
+
+
 def test_ridge_draws_chebyshev_towards_the_mean_of_the_window():
     values = randn(6)
     forecasts = [seen("chebyshev", lambda t: values[ATS.index(t)], ridge=ridge) for ridge in (0.0, 0.1, 1.0, 10.0)]

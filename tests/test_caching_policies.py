@@ -1,10 +1,14 @@
 """When a step is skipped: what all policies have in common, the error budget, and bad settings."""
 
+import math
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 from comfyui_distillery.samplers.caching import POLICIES
-from comfyui_distillery.samplers.caching.policy import Step
+from comfyui_distillery.samplers.caching.adams import Adams
+from comfyui_distillery.samplers.caching.policy import Step, error
+from comfyui_distillery.samplers.caching.presets import PRESETS
 
 from .caching import FREE, INVITING, begin, follow
 from .problems import randn
@@ -86,7 +90,7 @@ def rising(index, last):
     return {
         "input_change": signal(index + 1) - signal(index), "signal_since_step": signal(index + 1) - signal(index),
         "signal_since_run": signal(index) - signal(last or 0), "residual_ratio": 0.98**gap, "output_change": 0.03 * gap,
-        "run_input_change": 0.1 * gap, "forecast_error": 0.02 * gap,
+        "run_input_change": 0.1 * gap, "forecast_error": 0.02 * gap, "speed": 20.0,
     }  # fmt: skip
 
 
@@ -107,21 +111,68 @@ def test_a_larger_threshold_never_evaluates_more(key, name):
 # Budget
 
 
-def test_the_budget_is_never_exceeded_and_predictions_are_error_by_distance():
+def test_the_budget_is_never_exceeded_and_is_a_simulation_of_its_own():
+    """Errors grow with distance^1.5, count by the length of the step, add up within a stretch and as squares between stretches."""
     for seed in range(5):
-        errors = (0.1 * randn(40, seed=seed).abs()).tolist()
-        policy, spent, rate, last = begin("budget", **FREE, budget=0.6), 0.0, None, None
+        errors, speeds = ((0.1 * randn(40, seed=seed + shift).abs() + 0.01).tolist() for shift in (0, 7))
+        sigmas = [(1 - index / 40) ** 1.5 for index in range(41)]
+        policy, stretches, known, last = begin("budget", **FREE, budget=0.02), [0.0], None, None
         for index in range(40):
-            step = Step(index, 40, 1.0, forecast_error=errors[index] if index else None)
-            if policy.decide(replace(step, forecast_error=None)):
-                policy.ran(step)
-                rate, last = (errors[index] / (index - last) if index else None), index
+            step = Step(index, 40, sigmas[index], sigma_next=sigmas[index + 1])
+            expected = known and known[0] * ((index - last) / known[1]) ** 1.5 * speeds[last] * (sigmas[index] - sigmas[index + 1])
+            if policy.decide(step):
+                policy.ran(replace(step, forecast_error=errors[index] if index else None, speed=speeds[index]))
+                known, last = (errors[index], index - last) if index else None, index
+                stretches.append(0.0)
             else:
-                assert policy.predicted == pytest.approx(rate * (index - last))
-                spent += policy.predicted
+                assert policy.predicted == pytest.approx(expected)
+                stretches[-1] += expected
                 policy.skipped(step)
-            assert spent < 0.6 * (index + 1) / 40
-        assert spent == pytest.approx(policy.spent) and spent > 0.3
+            total = sum(stretch**2 for stretch in stretches) ** 0.5
+            assert total < 0.02 * ((index + 1) / 40) ** 0.5
+            assert math.hypot(policy.spent, policy.stretch) == pytest.approx(total)
+        assert total > 0.005
+
+
+@pytest.mark.parametrize("power", [1.0, 2.5])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_the_final_error_is_of_the_size_of_the_budget(power, noise):
+    """Slopes that turn as sigma falls, some of it at random, Euler's steps, and the line that Adams continues."""
+    steps, sigmas = 30, [(1 - index / 30) ** power for index in range(31)]
+    parts = [randn(400, seed=seed) for seed in range(4)]
+    wanders = [noise * randn(400, seed=10 + index) for index in range(steps)]
+    slopes = [parts[0] + parts[1] * s + parts[2] * math.sin(3 * s) + wander for s, wander in zip(sigmas, wanders)]
+    exact = parts[3] + sum((low - high) * slope for high, low, slope in zip(sigmas, sigmas[1:], slopes))
+    counts = []
+    for budget in (0.005, 0.01, 0.02, 0.05):
+        policy, forecast, x, evaluations = begin("budget", **(FREE | {"last_steps": 1}), budget=budget), Adams(1), parts[3], 0
+        for index, (high, low) in enumerate(pairwise(sigmas)):
+            step, slope = Step(index, steps, high, sigma_next=low), slopes[index]
+            if policy.decide(step):
+                off = error([forecast.predict(index)], [slope]) if forecast.ready else None
+                policy.ran(replace(step, forecast_error=None if off is None else float(off), speed=float(slope.norm() / x.norm())))
+                forecast.observe(index, slope)
+                evaluations += 1
+            else:
+                slope = forecast.predict(index)
+                policy.skipped(step)
+            x = x + (low - high) * slope
+        assert budget / 5 < float((x - exact).norm() / exact.norm()) < 3 * budget
+        counts.append(evaluations)
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] and counts[-1] < 14
+
+
+# Presets
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_preset_is_neutral_at_0_and_asks_for_more_the_stronger_it_is(preset):
+    policy = POLICIES[preset.policy]
+    assert policy.is_neutral(preset.policy_knobs(0.0))
+    values = [preset.policy_knobs(strength)[preset.scaled] for strength in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert values == sorted(set(values)) and values[2] == preset.middle
+    for strength in (0.05, 0.5, 1.0):
+        policy.begin(preset.policy_knobs(strength))
 
 
 # Bad input

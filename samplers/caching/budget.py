@@ -1,47 +1,57 @@
-"""Budget: so much predicted error may be spent on skips in all, and no more.
+"""Budget: skip while the final latent is expected to be off by less than a given share of itself.
 
-The error of a forecast is measured wherever the network is evaluated anyway. Per step of distance from the evaluation before, it
-predicts the error of each skip until the next one. Up to a step, that step's share of the budget may be spent, so that an early part of
-a run cannot use it all up; what is left over goes to later ones.
+The relative error of a forecast is measured wherever the network is evaluated anyway, and taken to grow with the distance from the
+evaluation before, to the power 1.5: a line's would by 2, noise by less. Were a step skipped, it would put the latent off by that error
+of the slope times the length of the step, which is compared with the latent itself; so early steps of a flow, which are short, are
+cheap, and so are those of a noise model at high noise, where the latent is large. Errors of steps skipped in a row point the same way
+and add up; those of different stretches do not, and their squares do. Up to a step, that step's share of the budget may be spent, so
+that an early part of a run cannot use it all up.
 """
+
+from math import hypot, sqrt
 
 from ..core import Knob
 from .part import Part
 from .policy import COMMON, Policy, below
 
+GROWTH = 1.5
+
 
 class Budget(Policy):
-    """``spent`` is the sum of the predicted errors of the steps skipped so far, always less than ``budget``."""
+    """``spent`` is the expected relative error of the final latent by all stretches before this one, ``stretch`` by this one."""
 
-    needs = ("forecast_error",)
+    needs = ("forecast_error", "speed")
 
     def __init__(self, budget, **common):
         super().__init__(**common)
-        self.budget, self.spent = budget, 0.0
-        self.last, self.error = None, None  # the last evaluated step, and the forecast's error per step of distance
+        self.budget, self.spent, self.stretch = budget, 0.0, 0.0
+        self.last, self.error, self.distance, self.speed = None, None, None, None  # as measured at the last evaluation
 
     def can_skip(self, step):
-        if self.error is None:
+        if None in (self.error, self.speed, step.sigma_next):
             return False, "error of the forecast not known yet"
-        self.predicted = self.error * (step.index - self.last)
-        return below(self.spent + self.predicted, self.budget * (step.index + 1) / step.steps, "predicted error")
+        error = self.error * ((step.index - self.last) / self.distance) ** GROWTH
+        self.predicted = error * self.speed * abs(step.sigma - step.sigma_next)
+        total = hypot(self.spent, self.stretch + self.predicted)
+        return below(total, self.budget * sqrt((step.index + 1) / step.steps), "predicted error")
 
     def ran(self, step):
         super().ran(step)
+        self.spent, self.stretch = hypot(self.spent, self.stretch), 0.0
         if step.forecast_error is not None and self.last is not None and step.index > self.last:
-            self.error = step.forecast_error / (step.index - self.last)
-        self.last = step.index
+            self.error, self.distance = step.forecast_error, step.index - self.last
+        self.last, self.speed = step.index, step.speed
 
     def skipped(self, step):
         super().skipped(step)
-        self.spent += self.predicted or 0.0
+        self.stretch += self.predicted or 0.0
 
 
 BUDGET = Part(
     "Error Budget", "this pack", "one number for how much a picture may change",
     (
-        Knob("budget", 0.5, "Skip while the predicted relative errors of all skips of a run add up to less than this. Neutral: 0, never.",
-             min=0.0, max=100.0, step=0.01),
+        Knob("budget", 0.05, "Skip while the final latent is expected to be off by less than this share of itself. Neutral: 0, never.",
+             min=0.0, max=10.0, step=0.005),
         *COMMON,
     ),
     make=lambda settings: Budget(**settings), neutral={"budget": 0.0},

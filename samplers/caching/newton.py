@@ -11,13 +11,18 @@ from .part import Part
 
 
 class Newton(Forecast):
-    """Exact for polynomials of degree up to ``order``. With fewer values than order + 1: of the order that they allow."""
+    """Exact, with reach 1, for polynomials of degree up to ``order``. With fewer values than order + 1: of the order that they allow.
 
-    def __init__(self, order):
+    reach: of the way from the last value to the polynomial's, the share that is gone.
+    """
+
+    def __init__(self, order, reach=1.0):
         super().__init__(keep=order + 1)
+        self.reach = reach
 
     def weights(self, ats, at):
-        return lagrange(ats, at)
+        *before, last = (self.reach * weight for weight in lagrange(ats, at))
+        return (*before, last + (1 - self.reach))
 
 
 ORDER = Knob(
@@ -28,5 +33,10 @@ ORDER = Knob(
 NEWTON = Part(
     "Newton", "after TaylorSeer, Liu et al. 2025, arXiv:2503.06923",
     "the largest saving where features change smoothly: 20 steps and more, few skips in a row",
-    (ORDER,), make=lambda settings: Newton(**settings),
+    (
+        ORDER,
+        Knob("reach", 1.0, "How much of the change that is foretold to believe. Less than 1 is safer where many steps are skipped in a row. "
+             "0: the last value again.", min=0.0, max=1.0, step=0.05, advanced=True),
+    ),
+    make=lambda settings: Newton(**settings),
 )  # fmt: skip

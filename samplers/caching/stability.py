@@ -65,7 +65,7 @@ class Stability(Policy):
 STABILITY = Part(
     "Stability", "after SADA, Jiang et al. 2025, arXiv:2507.17135", "any network and smooth solvers such as euler: looks at latents only",
     (
-        Knob("stability_threshold", 0.05, "Skip while the latents lie within this share of their movement from where their past says. "
+        Knob("stability_threshold", 0.3, "Skip while the latents lie within this share of their movement from where their past says. "
              "Neutral: 0, never.", min=0.0, max=10.0, step=0.01),
         *COMMON,
     ),
