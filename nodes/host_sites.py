@@ -153,10 +153,19 @@ class Span:
     added: list[torch.Tensor] | None = None  # to each of them until the last
 
     def replacements(self):
-        run = untraced(self.run)
+        run = partial(untraced(self.run), untraced(self.enters, entirely=True), untraced(self.leaves, entirely=True))
         return {block.module: partial(run, block) for block in self.blocks}
 
-    def run(self, block, forward, *args, **kwargs):
+    def run(self, enters, leaves, block, forward, *args, **kwargs):
+        stand_in = enters(block, args, kwargs)
+        if stand_in is not None:
+            return stand_in
+        output = forward(*args, **kwargs)
+        leaves(block, output)
+        return output
+
+    def enters(self, block, args, kwargs):
+        """What the block returns without running. None: it is to run."""
         group, streams = block.group, block.group.inputs(args, kwargs)
         values = self.values()
         if block is self.blocks[0]:
@@ -168,10 +177,11 @@ class Span:
             return group.output(_copy(streams) if block is self.blocks[0] else streams)
         if block is self.blocks[0]:
             self.entered = _copy(streams)  # since some blocks write over them
-        output = forward(*args, **kwargs)
+        return None
+
+    def leaves(self, block, output):
         if block is self.blocks[-1]:
-            self.added = self.increase(output if len(group.streams) > 1 else (output,))
-        return output
+            self.added = self.increase(output if len(block.group.streams) > 1 else (output,))
 
     def increase(self, left):
         """What was added to each stream, rows first. One that is not handed on at the end, as SD3's text, counts as unchanged."""
@@ -200,7 +210,7 @@ class Span:
 
 def plain(network):
     """The network itself, of one that torch.compile has wrapped."""
-    return getattr(network, "_orig_mod", network)
+    return network._modules.get("_orig_mod", network)  # what getattr looks through too, at ten times the cost
 
 
 def mixes(network):
@@ -208,9 +218,12 @@ def mixes(network):
     return any(import_path(kind) in MIXES for kind in type(plain(network)).__mro__)
 
 
-def untraced(function):
-    """The function, which torch.compile runs as it is where it has been asked to compile anything: what it calls it may compile."""
-    return torch.compiler.disable(function, recursive=False) if "torch._dynamo" in sys.modules else function
+def untraced(function, entirely=False):
+    """The function, which torch.compile runs as it is where it has been asked to compile anything.
+
+    What it calls is compiled as ever, such as a network's own forward; entirely: neither.
+    """
+    return torch.compiler.disable(function, recursive=entirely) if "torch._dynamo" in sys.modules else function
 
 
 def _leaves(streams):

@@ -12,9 +12,9 @@ from PIL import Image
 
 from . import ROOT
 from .install import Problem, run_program
-from .prompt import load_prompt
 from .run_workflow import run_on
 from .server import end_on_sigterm, running_server
+from .stand_ins import load_runnable, stand_ins
 
 WORKFLOWS = ROOT / "workflows"
 SIDE, BYTES = 512, 40_000
@@ -42,8 +42,8 @@ def main():
     parser.add_argument("files", nargs="*", type=Path, help="workflows in API format (default: all)")
     files = parser.parse_args().files or sorted((WORKFLOWS / "api").glob("*.json"))
     end_on_sigterm()
-    prompts = {file: load_prompt(file) for file in files}
-    with running_server() as server, tempfile.TemporaryDirectory() as folder:
+    prompts = {file: load_runnable(file) for file in files}
+    with stand_ins() as arguments, running_server(*arguments) as server, tempfile.TemporaryDirectory() as folder:
         for file, prompt in prompts.items():
             made = sorted(filter(is_saved, run_on(server, prompt, folder)["files"]))  # branches run in any order
             if not made:

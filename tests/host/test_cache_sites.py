@@ -11,6 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from comfyui_distillery.nodes.architectures import blocks_of
 from comfyui_distillery.nodes.host_blocks import forwards
 from comfyui_distillery.nodes.host_sites import Blocks, Prediction
+from comfyui_distillery.nodes.host_sites_layers import LEVELS, Layers
 from comfyui_distillery.nodes.host_sites_parts import PARTS, Parts
 from comfyui_distillery.nodes.host_sites_unet import DeepBranch, Encoder
 from tiny_architectures import build
@@ -24,6 +25,7 @@ SITES = {
     "deep branch 1": DeepBranch(1),
     "deep branch 3": DeepBranch(3),
     "encoder": Encoder(),
+    **{f"{level} of a UNet": Layers(level) for level in LEVELS},
     **{kind: Parts(kind) for kind in PARTS},
 }
 UNETS = {"SD1", "SDXL", "SVD"}
@@ -47,13 +49,14 @@ FITS = {  # site: the networks it fits
     "deep branch 1": UNETS,
     "deep branch 3": UNETS,
     "encoder": UNETS,
+    **{f"{level} of a UNet": UNETS for level in LEVELS},
     "self-attention": set(ALL) - WITHOUT_PARTS - FLUXES,
     "cross-attention": CROSS,
     "mlp": set(ALL) - WITHOUT_PARTS,
 }
 ONE_ROW = {"MiniMax H3"}  # takes no batches
 MIXED_ROWS = {"ACE-Step 1.5", "Hunyuan3D 2.1"}  # core gives all timbres to the first; core swaps the two prompts
-ROUNDED = Blocks  # the site whose skips are exact but for rounding: adding what was subtracted
+ROUNDED = Blocks, Layers  # the sites whose skips are exact but for rounding: adding what was subtracted
 
 
 def never(signal):
@@ -109,6 +112,10 @@ def left_out(site, network):
         skipped = [*inputs[kept:], network.middle_block, *outputs[:first]]
         layers = [layer for block in skipped for layer in block]
         return layers, [layer for block in inputs[:kept] + outputs[first:] for layer in block]
+    if isinstance(site, Layers):
+        inside = [layer for chain in site.chains(network) for layer in chain]
+        blocks = [*network.input_blocks, network.middle_block, *network.output_blocks]
+        return inside, [layer for block in blocks for layer in block if layer not in inside]
     return (list(site.parts(network)), []) if isinstance(site, Parts) else ([network], [])
 
 
