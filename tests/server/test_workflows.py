@@ -5,8 +5,8 @@ from PIL import Image, ImageStat
 
 from tools import ROOT
 from tools.make_thumbnails import is_saved
-from tools.prompt import load_prompt
 from tools.run_workflow import run_on
+from tools.stand_ins import load_runnable
 
 FILES = sorted((ROOT / "workflows" / "api").glob("*.json"))
 WORK = {  # pictures, and steps of each sampling run; guided, a step is two evaluations, else (steps, evaluations or their range)
@@ -29,14 +29,17 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "22-smart": (4, [(20, range(22, 30))]),
     "24-autoguidance": (4, [(20, 60)]),
     "25-prompt-guidance": (4, [(20, 60)]),
-    "27-cache-dit": (10, [(25, range(22, 38)), 25]),  # by measured errors, which the last digits may change
+    "27-cache-dit": (10, [(25, range(14, 34)), 25]),  # by measured errors, which the last digits may change
     "28-cache-unet": (10, [25, 25]),  # parts of evaluations are skipped, none as a whole
     "29-cache-parts": (10, [25, 25]),
+    "30-token-pruning": (10, [25, 25]),  # every evaluation runs, for fewer tokens
+    "31-cache-video": (2, [(30, range(8, 50))]),
     "26-guider": (4, [(20, range(24, 30))]),
     "23-discriminator": (8, [25, 6, 6, 6]),
 }
 PLOTS = {  # their picture is a plot, and larger
     "21-adaptive", "02-compare", "16-parallel", "04-sweep", "13-solvers", "27-cache-dit", "28-cache-unet", "29-cache-parts",
+    "30-token-pruning", "31-cache-video",
 }  # fmt: skip
 
 
@@ -47,7 +50,7 @@ def least(run):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_it_runs(server, tmp_path, file):
-    result = run_on(server, load_prompt(file), tmp_path)
+    result = run_on(server, load_runnable(file), tmp_path)
     pictures = [Image.open(made) for made in filter(is_saved, result["files"])]
     count, work = WORK[file.stem]
     runs = sorted((run if isinstance(run, tuple) else (run, 2 * run) for run in work), key=least)
