@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from comfyui_distillery.distill.objectives import OBJECTIVES
 from comfyui_distillery.samplers.caching import FORECASTS, POLICIES
 from comfyui_distillery.samplers.guidance import RULES
 from comfyui_distillery.samplers.schedules import SCHEDULES
@@ -113,8 +114,8 @@ def test_files_are_small():
 
 @pytest.mark.parametrize(
     "registry",
-    [SOLVERS, SCHEDULES, RULES, POLICIES, FORECASTS],
-    ids=["solvers", "schedules", "guidance", "policies", "forecasts"],
+    [SOLVERS, SCHEDULES, RULES, POLICIES, FORECASTS, OBJECTIVES],
+    ids=["solvers", "schedules", "guidance", "policies", "forecasts", "objectives"],
 )
 def test_every_method_is_in_the_table_of_methods(registry):
     text = (ROOT / "docs" / "methods.md").read_text("utf-8")
