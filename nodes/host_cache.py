@@ -6,8 +6,10 @@ a call of the network are skipped where all of them may be.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from comfy.model_management import get_free_memory
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.caching.mask import check_mask
@@ -19,6 +21,7 @@ from .host_sites import Decoded, Prediction, Site, mixes, plain
 from .host_steps import Steps
 
 CACHE = "distillery_cache"
+FORGOTTEN = 8  # steps after which a condition that was not asked for is forgotten
 NAMES = {CACHE: "a Cache node", "easycache": "core's EasyCache", "lazycache": "core's LazyCache"}  # keys of wrappers
 
 
@@ -109,7 +112,7 @@ def apply_model(executor, x, t, c_concat, c_crossattn, control, transformer_opti
     network = executor.class_obj.diffusion_model
     output = run.evaluate(tracks, call, network, x, transformer_options)
     if control is None:
-        run.look_ahead(tracks, call_at, network, x, transformer_options)
+        run.look_ahead(tracks, call_at, executor.class_obj, x, transformer_options)
     return output
 
 
@@ -155,9 +158,9 @@ class Run:
         if mixes(model.diffusion_model) and not isinstance(self.plan.site, Prediction):
             conditions = [tuple(uuids)]
         circumstances = (
-            window_of(options), len(x) // len(conditions), tuple(x.shape[1:]), control is not None,
+            window_of(options), len(x) // len(conditions), tuple(x.shape[1:]), control and shape_of(control),
             tuple((id(hook), hook.strength) for hook in hooks.hooks) if hooks else (),
-            tuple(map(id, patches_in([options.get("patches"), options.get("patches_replace")]))),
+            tuple(map(identity, patches_in([options.get("patches"), options.get("patches_replace")]))),
         )  # fmt: skip
         keys = [(condition, *circumstances) for condition in conditions]
         if self.answered.intersection(keys):
@@ -167,7 +170,10 @@ class Run:
 
     def track(self, key):
         track, steps = self.tracks.get(key), self.steps
-        if track is None or steps.place < track.place or steps.sigma > track.step.sigma * (1 + 1e-6):  # noise was added: another trajectory
+        if track is not None and steps.opens and steps.sigma > track.opened * (1 + 1e-6):  # noise was added: another trajectory
+            track, self.guided = None, Guided(self.plan)
+        if track is None:
+            self.tracks = {key: old for key, old in self.tracks.items() if steps.index - old.step.index <= FORGOTTEN}
             track = self.tracks[key] = Track(self.plan)
         track.moves_to(steps)
         return track
@@ -218,12 +224,17 @@ class Run:
             self.guided.learn(x, prediction, evaluated)
             self.weigh()
 
-    def look_ahead(self, tracks, call_at, network, x, options):
-        """After an evaluation: what the network makes of what was kept at the steps that are certain to be skipped, all at once."""
-        site, steps = self.plan.site, self.steps
-        opens = tracks[0].decided and steps.place == steps.index and not self.full  # and is no further evaluation of its step
-        possible = opens and site.parallel and plain(network) is network  # not where torch.compile stands before the network
-        later = tracks[0].policy.ahead(tracks[0].step) if possible else ()
+    def look_ahead(self, tracks, call_at, model, x, options):
+        """After an evaluation: what the network makes of what was kept at the steps that are certain to be skipped, all at once.
+
+        Only where a step is one evaluation, at a level of the schedule, and not behind torch.compile; as many as there is memory for.
+        """
+        site, steps, network = self.plan.site, self.steps, model.diffusion_model
+        single = steps.each in (None, 1) and steps.place == steps.index
+        possible = site.parallel and tracks[0].decided and single and not self.full and plain(network) is network
+        later = tracks[0].policy.ahead(tracks[0].step) if possible else []
+        while later and model.memory_required([len(later) * len(x), *x.shape[1:]]) * 1.5 > get_free_memory(x.device):  # core's margin
+            later.pop()
         places = [(track, float(step)) for step in later for track in tracks]
         if not places:
             return
@@ -258,6 +269,18 @@ class Run:
                     condition, skipped=1 if options[ANSWERED] else 0, decision="skip" if done.skipped else "run",
                     reason=self.plan.remark + (self.full or reason), values=values, blocks=(done.done, done.left_out),
                 )  # fmt: skip
+
+
+def shape_of(control):
+    """Which places of the network a ControlNet's outputs {name: list of tensors or None} are for."""
+    return tuple((name, tuple(entry is not None for entry in entries)) for name, entries in control.items())
+
+
+def identity(patch):
+    """Of a patch that may be made anew for each call, as GLIGEN's is: the code that it runs."""
+    while isinstance(patch, partial):
+        patch = patch.func
+    return id(getattr(patch, "__code__", patch)), id(getattr(patch, "__self__", None))
 
 
 def patches_in(entries):

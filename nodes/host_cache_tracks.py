@@ -5,6 +5,8 @@ import torch
 from ..samplers.caching.policy import Step, change, error
 from .host_sites import Prediction
 
+NEAR = 1e-4  # of a step: places that are the same but for rounding
+
 
 class Track:
     """What is remembered of one condition's evaluations: a policy, a forecast of each kept tensor, and what they compare with."""
@@ -12,7 +14,8 @@ class Track:
     def __init__(self, plan):
         self.plan, self.policy = plan, plan.begin()
         self.forecasts = None
-        self.place, self.step = -1.0, None
+        self.place, self.step, self.opened = -1.0, None, float("inf")  # opened: the noise level at which its latest step began
+        self.missed = 0  # steps since then in which the condition was not asked for
         self.wanted, self.decided = True, None  # to evaluate this step: by its own policy, and with all that share the call
         self.decoded = {}  # place: what the network will make of what is kept
         self.unsettled = []  # evaluations whose measurements the policy does not know yet
@@ -21,6 +24,8 @@ class Track:
     def moves_to(self, steps):
         if self.step is None or steps.index != self.step.index:
             self.decided = None  # a solver's further evaluations within a step go by its first one's decision
+            self.missed = steps.index - self.step.index - 1 if self.step else 0
+            self.opened = steps.sigma
         self.place = steps.place
         self.step = Step(steps.index, steps.count, steps.sigma, sigma_next=steps.sigmas[steps.index + 1])
 
@@ -31,8 +36,9 @@ class Track:
     @property
     def memory(self):
         """Bytes of the tensors kept for later steps."""
-        held = sum(forecast.memory for forecast in self.forecasts or ()) + sum(tensor.nbytes for tensor in self.decoded.values())
-        return held + self.policy.memory
+        compared = (self.input, self.signal, self.run_input, self.run_signal, self.output)
+        held = {id(tensor): tensor.nbytes for tensor in (*compared, *self.decoded.values()) if tensor is not None}
+        return sum(held.values()) + self.policy.memory + sum(forecast.memory for forecast in self.forecasts or ())
 
     def forecast(self, place, device):
         """What the kept tensors would be there."""
@@ -71,13 +77,15 @@ class Track:
         for step, _ in self.unsettled[:-1]:
             self.policy.ran(step)
         self.unsettled.clear()
+        self.policy.in_a_row += self.missed  # it is as old as if they had been skipped
+        self.missed = 0
         self.wanted = self.decided = bool(self.policy.decide(self.step))
 
     def learn(self, x, kept, output):
         """After an evaluation: measure what the policy will want to know of it, and tell the forecasts."""
         found, needs = {}, self.policy.needs
-        if "forecast_error" in needs and self.ready and not isinstance(self.plan.site, Prediction):
-            found["forecast_error"] = error(self.forecast(self.place, x.device), kept)
+        if "forecast_error" in needs and self.forecasts and not isinstance(self.plan.site, Prediction):
+            self.step.forecast_distance, found["forecast_error"] = foretold(self.forecasts, self.place, kept)
         if "residual_ratio" in needs:
             size = sum(tensor.float().abs().mean() for tensor in kept)
             found["residual_ratio"] = None if self.size is None else size / self.size
@@ -87,41 +95,55 @@ class Track:
             self.run_input, self.output = x, output
         if "latents" in needs:
             self.policy.observe(x, (x - output) / self.step.sigma, self.step.sigma)
-        self.run_signal = self.signal
+        self.run_signal = self.signal if "signal_since_run" in needs else None
         self.unsettled.append((self.step, found))
         self.decoded.clear()
         if self.forecasts is None or len(self.forecasts) != len(kept):
             self.forecasts = [self.plan.forecast.begin(self.plan.forecast_knobs) for _ in kept]
         for forecast, tensor in zip(self.forecasts, kept, strict=True):
-            forecast.observe(self.place, tensor.cpu() if self.plan.offload else tensor)
+            observe(forecast, self.place, tensor.cpu() if self.plan.offload else tensor)
+
+
+def observe(forecast, place, tensor):
+    """Unless the solver went back behind the newest value, as heunpp2 does after each step."""
+    newest = forecast.ats[-1] if forecast.ats else place
+    if place > newest - NEAR:
+        forecast.observe(newest if place < newest + NEAR else place, tensor)
+
+
+def foretold(forecasts, place, tensors):
+    """(how many steps the forecasts reach to this place, their error there); (None, None) where they know it already, or nothing."""
+    distance = place - forecasts[0].ats[-1] if all(forecast.ready for forecast in forecasts) else 0
+    if distance < NEAR or len(forecasts) != len(tensors):
+        return None, None
+    return distance, error([forecast.predict(place).to(tensor) for forecast, tensor in zip(forecasts, tensors)], tensors)
 
 
 class Guided:
     """The whole prediction as the solver gets it, guidance and all: how well the forecast would have foretold it."""
 
     def __init__(self, plan):
-        self.plan, self.slopes, self.place = plan, None, -1.0
+        self.plan, self.slopes = plan, plan.forecast.begin(plan.forecast_knobs)
 
     def learn(self, x, prediction, tracks):
         """After an evaluation for these tracks: what their policies will want to know of it."""
         policy, step, place = tracks[0].policy, tracks[0].step, tracks[0].place
         if "speed" not in policy.needs:
             return
-        slope, found = (x - prediction) / step.sigma, {}
-        found["speed"] = slope.norm() / x.norm()
-        if isinstance(self.plan.site, Prediction):
-            if self.slopes is None or place < self.place:  # noise was added: another trajectory
-                self.slopes = self.plan.forecast.begin(self.plan.forecast_knobs)
-            if self.slopes.ready:
-                found["forecast_error"] = error([self.slopes.predict(place).to(x.device)], [slope])
-            self.slopes.observe(place, slope.cpu() if self.plan.offload else slope)
-            self.place = place
+        slope = (x - prediction) / step.sigma
+        found, whole = {"speed": slope.norm() / x.norm()}, isinstance(self.plan.site, Prediction)
+        if whole:
+            distance, found["forecast_error"] = foretold([self.slopes], place, [slope])
+            observe(self.slopes, place, slope.cpu() if self.plan.offload else slope)
         for track in tracks:
-            track.unsettled[-1][1].update(found)
+            evaluated, measured = track.unsettled[-1]
+            measured.update(found)
+            if whole:
+                evaluated.forecast_distance = distance
 
     @property
     def memory(self):
-        return 0 if self.slopes is None else self.slopes.memory
+        return self.slopes.memory
 
 
 def numbers(tensors):

@@ -12,6 +12,7 @@ class Steps:
     def __init__(self, sigmas):
         self.sigmas, self.count = sigmas, len(sigmas) - 1
         self.sigma, self.place, self.index = sigmas[0], -1.0, 0
+        self.opens = True  # whether the evaluation is the first of its step
         self.level = 0  # the step of the noise level
         self.latest, self.since, self.each = None, 0, None  # announced step; evaluations since, and from there to the one before
         self.in_order = True
@@ -23,14 +24,15 @@ class Steps:
 
     def evaluated(self, sigma):
         """The sampler's next evaluation is at this noise level."""
-        before = self.place
+        place, index = self.place, self.index
         self.sigma, self.place = sigma, self.place_of(sigma)
         self.since += 1
         if self.in_order and self.each is not None:
-            opens = self.since >= self.each or self.place <= before
-            self.index = min(self.latest + opens, self.count - 1)
+            later = self.since >= self.each or self.place < place
+            self.index = min(self.latest + later, self.count - 1)
         else:
             self.index = self.level
+        self.opens = self.index != index or place < 0
 
     def place_of(self, sigma):
         """Where noise is added on the way, the next place of that level."""

@@ -28,7 +28,7 @@ def follow(
         x = constant + sigma * slope
         step = Step(index, steps, sigma, sigma_next=1 - (index + 1) / steps, **measured(index, last))
         off = policy.observe(x, None, sigma)
-        step = replace(step, latent_error=None if off is None else float(off))
+        step = replace(step, latent_error=None if off is None else float(off), forecast_distance=last is not None and index - last)
         decisions.append(policy.decide(step))
         if decisions[-1]:
             policy.observe(x, slope, sigma)

@@ -5,9 +5,10 @@ from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
+import torch
 from comfyui_distillery.samplers.caching import POLICIES
 from comfyui_distillery.samplers.caching.adams import Adams
-from comfyui_distillery.samplers.caching.policy import Step, error
+from comfyui_distillery.samplers.caching.policy import Step, change, error
 from comfyui_distillery.samplers.caching.presets import PRESETS
 
 from .caching import FREE, INVITING, begin, follow
@@ -108,6 +109,14 @@ def test_a_larger_threshold_never_evaluates_more(key, name):
     assert counts == sorted(counts, reverse=True) and counts[0] == 40 and counts[-1] < 12 and len(set(counts)) > 4
 
 
+def test_changes_of_large_tensors_in_half_precision_are_no_overflow():
+    """Their sums are far beyond 65504."""
+    old = torch.full((1, 4096, 64), 2.0, dtype=torch.float16)
+    assert float(change(old + 0.5, old)) == pytest.approx(0.25)
+    assert float(error([old + 0.5, old], [old, old])) == pytest.approx(0.125)
+    assert float(change(old.double() * (1 + 1e-12), old.double())) == pytest.approx(1e-12, rel=1e-3)
+
+
 # Budget
 
 
@@ -121,7 +130,7 @@ def test_the_budget_is_never_exceeded_and_is_a_simulation_of_its_own():
             step = Step(index, 40, sigmas[index], sigma_next=sigmas[index + 1])
             expected = known and known[0] * ((index - last) / known[1]) ** 1.5 * speeds[last] * (sigmas[index] - sigmas[index + 1])
             if policy.decide(step):
-                policy.ran(replace(step, forecast_error=errors[index] if index else None, speed=speeds[index]))
+                policy.ran(replace(step, forecast_error=errors[index], forecast_distance=index and index - last, speed=speeds[index]))
                 known, last = (errors[index], index - last) if index else None, index
                 stretches.append(0.0)
             else:
@@ -150,7 +159,8 @@ def test_the_final_error_is_of_the_size_of_the_budget(power, noise):
             step, slope = Step(index, steps, high, sigma_next=low), slopes[index]
             if policy.decide(step):
                 off = error([forecast.predict(index)], [slope]) if forecast.ready else None
-                policy.ran(replace(step, forecast_error=None if off is None else float(off), speed=float(slope.norm() / x.norm())))
+                known = {} if off is None else {"forecast_error": float(off), "forecast_distance": index - forecast.ats[-1]}
+                policy.ran(replace(step, **known, speed=float(slope.norm() / x.norm())))
                 forecast.observe(index, slope)
                 evaluations += 1
             else:

@@ -38,8 +38,8 @@ class Budget(Policy):
     def ran(self, step):
         super().ran(step)
         self.spent, self.stretch = hypot(self.spent, self.stretch), 0.0
-        if step.forecast_error is not None and self.last is not None and step.index > self.last:
-            self.error, self.distance = step.forecast_error, step.index - self.last
+        if step.forecast_error is not None and step.forecast_distance:
+            self.error, self.distance = step.forecast_error, step.forecast_distance
         self.last, self.speed = step.index, step.speed
 
     def skipped(self, step):

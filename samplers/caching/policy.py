@@ -16,7 +16,8 @@ class Step:
     previous step; latent_error, what ``Policy.observe`` gave.
     Known after one: residual_ratio, the norm of the cached residual over that at the evaluated step before; output_change and
     run_input_change, of the network's output and of its input, both since the evaluated step before; forecast_error, the relative
-    error of what the forecast would have given here, of the whole prediction with its guidance where that is the site; speed, the
+    error of what the forecast would have given here, of the whole prediction with its guidance where that is the site, and
+    forecast_distance, how many steps it reached for that; speed, the
     norm of |x - denoised| / sigma over that of x, so by what share of itself the latent moves per unit of sigma.
     """
 
@@ -30,6 +31,7 @@ class Step:
     output_change: float | None = None
     run_input_change: float | None = None
     forecast_error: float | None = None
+    forecast_distance: float | None = None
     latent_error: float | None = None
     speed: float | None = None
     sigma_next: float | None = None  # where this step leads
@@ -39,13 +41,18 @@ def change(new, old):
     """sum |new - old| / sum |old| of two tensors, a tensor of one number; None where one is unknown or of another shape."""
     if new is None or old is None or new.shape != old.shape:
         return None
-    return (new - old).abs().sum() / old.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return size(new - old) / size(old).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def error(guessed, kept):
     """Relative L1 error of a list of forecast tensors, over all of them, a tensor of one number."""
-    off = sum((a - b).abs().sum() for a, b in zip(guessed, kept, strict=True))
-    return off / sum(b.abs().sum() for b in kept).clamp(min=torch.finfo(torch.float32).tiny)
+    off = sum(size(a - b) for a, b in zip(guessed, kept, strict=True))
+    return off / sum(map(size, kept)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def size(tensor):
+    """sum |tensor|, a tensor of one number in float32 at least: half precision ends at 65504."""
+    return tensor.abs().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Policy:

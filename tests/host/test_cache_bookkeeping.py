@@ -5,6 +5,7 @@ import sys
 import pytest
 import tiny
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfyui_distillery.nodes.host_steps import Steps
 from comfyui_distillery.samplers.caching import POLICIES
 from test_cache import EVERY_SECOND, STEPS, assert_same, every_second, fitting, from_parts
@@ -38,7 +39,9 @@ def announced_first(*evaluations):
     ([[10.0], [8.0], [6.0], [4.0], [2.0]], [0, 1, 2, 3, 4]),
     ([[10.0, 8.0], [8.0, 6.0], [6.0, 4.0], [4.0, 2.0], [2.0]], [0, 1, 1, 1, 2, 2, 3, 3, 4]),  # Heun: its first second is not known yet
     ([[10.0, 9.0], [8.0, 7.0], [6.0, 5.0], [4.0, 3.0], [2.0]], [0, 0, 1, 1, 2, 2, 3, 3, 4]),  # DPM-2
-    ([[10.0, 8.0, 6.0], [8.0, 6.0, 4.0], [6.0, 4.0, 2.0], [4.0, 2.0], [2.0]], [0, 1, 2, 1, 1, 1, 2, 2, 2, 3, 3, 4]),  # heunpp2
+    # heunpp2: its last steps have fewer, so that the last is taken for the one before
+    ([[10.0, 8.0, 6.0], [8.0, 6.0, 4.0], [6.0, 4.0, 2.0], [4.0, 2.0], [2.0]], [0, 1, 2, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
+    ([[10.0], [8.0, 8.0], [6.0, 6.0], [4.0, 4.0], [2.0, 2.0]], [0, 1, 2, 2, 2, 3, 3, 4, 4]),  # corrected, but for the first
 ])  # fmt: skip
 def test_an_evaluation_belongs_to_the_samplers_own_step(evaluations, found):
     assert steps_of(announced_first(*evaluations)) == found
@@ -107,6 +110,42 @@ def test_conditions_of_one_call_are_skipped_where_all_of_them_may_be(nodes, eps)
     assert rows[4]["evaluations"] == {"cond": 1, "uncond": 1} and rows[4]["reason"] == "nothing to skip with yet"
 
 
+def test_a_patch_that_is_made_anew_for_each_call_is_the_same_patch(nodes, eps):  # noqa: F811
+    """As core makes GLIGEN's."""
+    model, shape = eps
+
+    def calc_cond_batch(executor, base, conds, x, timestep, options):
+        patches = {"middle_patch": [lambda h, extra: h]}
+        transformer_options = {**options["transformer_options"], "patches": patches}
+        return executor(base, conds, x, timestep, {**options, "transformer_options": transformer_options})
+
+    patched, report = every_second(nodes, model)
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "test", calc_cond_batch)
+    sample(patched, tiny.noise_for(shape, [1]))
+    assert {row["step"] for row in tiny.totals(report)[1] if row["decision"] == "run"} == EVERY_SECOND
+
+
+def test_what_was_kept_too_long_ago_is_evaluated(nodes, built):
+    """The negative is asked for at steps 0, 4, 8 and 12; steps in which it is not asked for count as skipped."""
+    model, shape = built
+    for most, ran in ((4, [0, 8]), (8, [0, 12])):
+        guided = tiny.guided(nodes, model, "every_nth", every=4, warm_up=1)
+        patched, report = from_parts(nodes, guided, interval=100, first_steps=1, most_in_a_row=most)
+        sample(patched, tiny.noise_for(shape, [1]), steps=16)
+        rows = tiny.totals(report)[1]
+        assert [row["step"] for row in rows if row["evaluations"].get("uncond")] == ran
+
+
+@pytest.mark.parametrize("name", ["dpm_2_ancestral", "dpmpp_2s_ancestral", "heunpp2"])
+def test_history_outlasts_a_step_that_goes_back_or_ends_a_rounding_error_away(nodes, eps, name):  # noqa: F811
+    model, shape = eps
+    patched, report = every_second(nodes, model)
+    sample(patched, tiny.noise_for(shape, [1]), sampler=name, steps=20)
+    rows = tiny.totals(report)[1]
+    assert sum(row["decision"] == "skip" for row in rows) >= 8
+    assert not any(row["reason"] == "nothing to skip with yet" for row in rows)
+
+
 # Memory
 
 
@@ -118,6 +157,9 @@ def test_what_is_kept_is_counted(nodes, built):
         patched, report = every_second(nodes, model, forecast=forecast)
         sample(patched, noise)
         assert tiny.totals(report)[0]["kept_memory"] == tensors * 2 * noise.nbytes
+    patched, report = from_parts(nodes, model, "rate")  # which compares with the output and two inputs, at times the same one
+    sample(patched, noise)
+    assert tiny.totals(report)[0]["kept_memory"] in (3 * 2 * noise.nbytes, 4 * 2 * noise.nbytes)
 
 
 def test_above_the_limit_the_run_goes_on_uncached(nodes, built):
@@ -204,6 +246,16 @@ def test_decoding_ahead_leaves_control_nets_and_further_evaluations_alone(nodes,
             for parallel in (False, True)
         )
         torch.testing.assert_close(ahead, one, rtol=1e-4, atol=1e-4)
+
+
+def test_decoding_ahead_takes_no_more_memory_than_there_is(nodes, eps):  # noqa: F811
+    model, shape = eps
+    noise, rows = tiny.noise_for(shape, [1]), []
+    for given in (model, alone(model)):  # the latter has memory for no batch at all
+        patched, report = from_parts(nodes, given, interval=4, site=("encoder", {"parallel": True}))
+        sample(patched, noise)
+        rows.append([row["blocks"].get("done", 0) for row in tiny.totals(report)[1] if row["decision"] == "skip"])
+    assert not any(rows[0]) and all(rows[1])
 
 
 def test_decoding_ahead_needs_steps_that_are_known_before(nodes, eps):  # noqa: F811
