@@ -6,8 +6,9 @@ Use inside an APPLY_MODEL wrapper, the only one that fires for every network. A 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
+from types import MethodType
 
 import torch
 
@@ -223,7 +224,18 @@ def untraced(function, entirely=False):
 
     What it calls is compiled as ever, such as a network's own forward; entirely: neither.
     """
-    return torch.compiler.disable(function, recursive=entirely) if "torch._dynamo" in sys.modules else function
+    if "torch._dynamo" not in sys.modules:
+        return function
+    if isinstance(function, partial):
+        return partial(untraced(function.func, entirely), *function.args)
+    if isinstance(function, MethodType):
+        return partial(_untraced(function.__func__, entirely), function.__self__)
+    return _untraced(function, entirely)
+
+
+@cache  # of functions alone: what they are bound to is a run's
+def _untraced(function, entirely):
+    return torch.compiler.disable(function, recursive=entirely)
 
 
 def _leaves(streams):
