@@ -146,7 +146,7 @@ def distances(roles, role, levels, sampler, counts=(1, 2, 4)):
     return [sliced_distance(sample(roles, role, levels, steps, sampler), truth) for steps in counts]
 
 
-def recipe(objective, steps, knobs=None, *, rate=2e-3, law="uniform", batch=256, ema=0.99):
+def recipe(objective, steps, knobs=None, *, rate=1e-3, law="uniform", batch=256, ema=0.99):
     return Recipe(
         objective, knobs or {}, law, optimiser={"lr": rate, "warmup": 20, "ema": ema}, run={"steps": steps, "batch": batch},
     )  # fmt: skip
