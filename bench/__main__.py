@@ -11,7 +11,20 @@ from comfyui_distillery.measure.plots import NoMatplotlib
 
 from tools import ROOT
 
-from . import Unavailable, caching, caching_quality, gpu, guidance, guidance_quality, overhead, solvers, startup
+from . import (
+    Unavailable,
+    caching,
+    caching_quality,
+    distill,
+    distill_quality,
+    distill_toy,
+    gpu,
+    guidance,
+    guidance_quality,
+    overhead,
+    solvers,
+    startup,
+)
 from .draw import save
 
 BENCHMARKS = {
@@ -22,6 +35,9 @@ BENCHMARKS = {
     "guidance_quality": guidance_quality.measure,
     "caching": caching.measure,
     "caching_quality": caching_quality.measure,
+    "distill": distill.measure,
+    "distill_quality": distill_quality.measure,
+    "distill_toy": distill_toy.measure,
     "gpu": gpu.measure,
 }
 FOLDER = ROOT / "docs" / "benchmarks"

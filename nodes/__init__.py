@@ -5,7 +5,7 @@ from . import version  # noqa: F401, I001  first: it says so if this ComfyUI is 
 from comfy_api.latest import ComfyExtension
 
 from . import cache, compare, demo, guidance, guidance_prompts, invert, metrics, plots, prompt_score, registration, reports, sampler_extras
-from . import discriminator, pruning, samplers, schedules, sigma_editor, sweep
+from . import compare_steps, discriminator, distill, distill_prompts, distill_recipe, pruning, samplers, schedules, sigma_editor, sweep, turbo
 
 
 class Distillery(ComfyExtension):
@@ -15,5 +15,6 @@ class Distillery(ComfyExtension):
     async def get_node_list(self):
         sampling = [demo, samplers, sampler_extras, invert, schedules, sigma_editor]
         guiding = [guidance, guidance_prompts, discriminator, cache, pruning]
+        training = [distill_prompts, distill_recipe, distill, turbo, compare_steps]
         measuring = [reports, compare, metrics, prompt_score, plots, sweep]
-        return [node for module in sampling + guiding + measuring for node in module.NODES]
+        return [node for module in sampling + guiding + training + measuring for node in module.NODES]

@@ -68,6 +68,10 @@ def test_the_files_hold_the_rows(tmp_path):
     assert (tmp_path / "solvers.png").stat().st_size > 1000
 
 
+def test_cells_are_short():
+    assert [__main__.cell(value) for value in (0.123456, 12, "euler", None)] == ["0.1235", "12", "euler", "-"]
+
+
 def test_a_shorter_table_is_shown_and_all_rows_are_kept(tmp_path):
     table = [{"solver": "ours", "4": 0.0625}]
     text = __main__.write("x", Result("", "", ROWS, RESULT.plot, table), tmp_path)

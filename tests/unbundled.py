@@ -4,6 +4,7 @@ Each is run by tests/host instead, in the real ComfyUI, on small models with ran
 """
 
 NEED_WEIGHTS = {  # node id: the weights, and the test that runs the node
+    "Distillery_Continue": ("a run that Distill has begun on this machine", "test_distill_nodes.py"),
     "Distillery_LoadDiscriminator": ("a file that Fit Discriminator has saved on this machine", "test_discriminator.py"),
     "Distillery_PromptScore": ("a CLIP with both its towers, of which core knows ViT-L (0.9 GB) and larger", "test_prompt_score.py"),
 }

@@ -20,6 +20,7 @@ GAP, ROW_GAP, TITLE = 70, 50, 30
 SIZES = {  # roomier or tighter than the frontend's own, which do not know what a node will show
     "CLIPTextEncode": (300, 120), "SaveImage": (300, 330), "PreviewAny": (300, 150),
     "Distillery_ShowReport": (300, 430), "Distillery_Compare": (300, 430), "Distillery_SigmaPlot": (300, 460),
+    "Distillery_CompareSteps": (400, 760),
 }  # fmt: skip
 NARROW, WIDE = 225, 300
 NOTE_LINE = 46  # characters in a note that is WIDE

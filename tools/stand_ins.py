@@ -14,9 +14,17 @@ from safetensors.torch import save_file
 from .inprocess import import_comfyui
 from .prompt import load_prompt, override
 
-SMALLER = {  # workflow: what to set so that it runs with them. A UMT5-XXL cannot be small: a CLIP-L, of SD3's width, reads the prompt
+SMALLER = {  # workflow: what to set so that it runs with them, and soon
+    "32-distill": (
+        "Recipe.run.steps=3", "Recipe.run.batch=2", "Recipe.data.count=2", "Recipe.data.teacher_steps=3", "Recipe.objective.substeps=1",
+        "Distill.minutes=0", "Compare Steps.steps=4", "Compare Steps.teacher_steps=8",
+    ),
+    "33-guidance-free": (
+        "Recipe.run.steps=3", "Recipe.run.batch=2", "Recipe.data.count=2", "Recipe.data.teacher_steps=3", "Distill.minutes=0",
+    ),
+    # A UMT5-XXL cannot be small: a CLIP-L, of SD3's width, reads the prompt.
     "31-cache-video": ("Text Encoder.type=sd3", "Size.width=64", "Size.height=64", "Size.length=9"),
-}
+}  # fmt: skip
 
 
 def load_runnable(file):

@@ -34,12 +34,16 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "29-cache-parts": (10, [25, 25]),
     "30-token-pruning": (10, [25, 25]),  # every evaluation runs, for fewer tokens
     "31-cache-video": (2, [(30, range(8, 50))]),
+    "32-distill": (4, [(4, 4)]),  # Compare Steps counts its own
+    "33-guidance-free": (5, [20, (20, 20)]),
+    "35-export-run": (1, [20]),
+    "34-turbo-loras": (5, [(4, 4), (4, 4)]),
     "26-guider": (4, [(20, range(24, 30))]),
     "23-discriminator": (8, [25, 6, 6, 6]),
 }
 PLOTS = {  # their picture is a plot, and larger
     "21-adaptive", "02-compare", "16-parallel", "04-sweep", "13-solvers", "27-cache-dit", "28-cache-unet", "29-cache-parts",
-    "30-token-pruning", "31-cache-video",
+    "30-token-pruning", "31-cache-video", "32-distill", "33-guidance-free", "34-turbo-loras",
 }  # fmt: skip
 
 

@@ -1,0 +1,40 @@
+"""Models by reference: what a run's folder says of the model it needs, so that a program can load it without a graph."""
+
+import comfy.sd
+
+from . import host
+from .demo import DEMO_MODELS, LoadDemoModel
+
+LOADERS = {"diffusion model": comfy.sd.load_diffusion_model, "checkpoint": comfy.sd.load_checkpoint_guess_config}
+DEMO = "demo"
+
+
+def reference_of(model):
+    """{"loader", "file", "shift"} of a MODEL, for JSON. loader and file are None where core's loaders did not make it."""
+    made = model.cached_patcher_init
+    loader = next((name for name, function in LOADERS.items() if made and made[0] is function), None)
+    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+    return {"loader": loader, "file": str(made[1][0]) if loader else None, "shift": None if shift is None else float(shift)}
+
+
+def load(reference):
+    """(MODEL, CLIP or None) of {"loader", "file", "shift"}; loader "demo" takes the name of a bundled model as its file.
+
+    ValueError for a reference that names no model.
+    """
+    loader, file, shift = (reference.get(name) for name in ("loader", "file", "shift"))
+    if loader == DEMO:
+        if file not in DEMO_MODELS:
+            raise ValueError(f"model.file is {file!r}: of the bundled models there are {', '.join(DEMO_MODELS)}.")
+        return LoadDemoModel.execute(file).args[:2]
+    if loader not in LOADERS or not file:
+        raise ValueError(
+            f"model is {reference!r}, which names no model to load: give a loader, one of {DEMO}, {', '.join(LOADERS)}, and a file."
+        )
+    if loader == "checkpoint":
+        model, clip = comfy.sd.load_checkpoint_guess_config(file, output_vae=False, output_clip=True)[:2]
+    else:
+        model, clip = comfy.sd.load_diffusion_model(file), None
+    if shift is not None and getattr(model.get_model_object("model_sampling"), "shift", shift) != shift:
+        model = host.with_shift(model, shift)
+    return model, clip
