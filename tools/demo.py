@@ -1,4 +1,4 @@
-"""Makes a first picture: runs workflows/api/01-first-picture.json and says what it took. Behind ``make demo``."""
+"""A model and its distilled student side by side: runs workflows/api/05-four-steps.json and says what each took. Behind ``make demo``."""
 
 import time
 
@@ -8,7 +8,8 @@ from .prompt import load_prompt
 from .run_workflow import run_on
 from .server import end_on_sigterm, running_server
 
-WORKFLOW = ROOT / "workflows" / "api" / "01-first-picture.json"
+WORKFLOW = ROOT / "workflows" / "api" / "05-four-steps.json"
+COMPARISON = "teacher-student"  # as the workflow names the file
 
 
 def main():
@@ -16,11 +17,11 @@ def main():
     prompt = load_prompt(WORKFLOW)
     with running_server() as server:
         result = run_on(server, prompt, ROOT / "output")
-    totals = result["reports"]
-    print(f"picture        {result['files'][0]}")
-    print(f"steps          {sum(report['steps'] for report in totals)}")
-    print(f"evaluations    {result['evaluations']}")
-    print(f"sampling       {sum(report['seconds'] for report in totals):.2f} s")
+    teacher, student = sorted(result["reports"], key=lambda report: -report["steps"])
+    print(f"picture        {next(file for file in result['files'] if COMPARISON in file)}")
+    print(f"steps          {teacher['steps']} and {student['steps']}")
+    print(f"evaluations    {teacher['evaluations']} and {student['evaluations']}")
+    print(f"sampling       {teacher['seconds']:.2f} s and {student['seconds']:.2f} s")
     print(f"altogether     {time.monotonic() - start:.1f} s")
 
 

@@ -34,6 +34,7 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "29-cache-parts": (10, [25, 25]),
     "30-token-pruning": (10, [25, 25]),  # every evaluation runs, for fewer tokens
     "31-cache-video": (2, [(30, range(8, 50))]),
+    "05-four-steps": (9, [(4, 4), 25]),
     "32-distill": (4, [(4, 4)]),  # Compare Steps counts its own
     "33-guidance-free": (5, [20, (20, 20)]),
     "35-export-run": (1, [20]),
@@ -43,7 +44,7 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
 }
 PLOTS = {  # their picture is a plot, and larger
     "21-adaptive", "02-compare", "16-parallel", "04-sweep", "13-solvers", "27-cache-dit", "28-cache-unet", "29-cache-parts",
-    "30-token-pruning", "31-cache-video", "32-distill", "33-guidance-free", "34-turbo-loras",
+    "05-four-steps", "30-token-pruning", "31-cache-video", "32-distill", "33-guidance-free", "34-turbo-loras",
 }  # fmt: skip
 
 
