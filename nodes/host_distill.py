@@ -102,7 +102,7 @@ def loras_of(job):
         student = LoraSet.from_state(job.start.state()).to(getattr(torch, recipe.lora["dtype"]))
     roles = {STUDENT: student}
     if recipe.optimiser["ema"]:
-        roles[EMA] = copy.deepcopy(student)
+        roles[EMA] = copy.deepcopy(student).float()  # in bfloat16 the small steps of an average round to none
     if recipe.objective == "progressive":
         roles[PREVIOUS] = copy.deepcopy(student)
     return roles
