@@ -33,7 +33,7 @@ def measure(count=500):
     for name in MODELS:
         model, _, _ = hosted.run("LoadDemoModel", name=name)
         try:
-            student = hosted.run("LoadTurboLora", model=model, lora=STUDENTS[name])[0]
+            student = hosted.run("LoadTurboLora", model=model, lora=STUDENTS[name], strength=1.0)[0]
         except ValueError as missing:
             raise Unavailable(str(missing)) from missing
         rows += examined(name, student, count)
