@@ -4,7 +4,12 @@ from ..samplers.core import Knob
 from .optimisers import OPTIMISERS
 from .rates import RATE_KNOBS
 
-TARGETS = ("attention", "attention and mlp", "linear", "linear and convolutions")
+TARGETS = {  # preset: what of a network it trains
+    "attention": "queries, keys, values and outputs of the attention in the blocks",
+    "attention and mlp": "every linear layer in the blocks, but for those that make modulations of the time embedding",
+    "linear": "every linear layer of the network, embeddings and modulations among them",
+    "linear and convolutions": "every linear layer and convolution of the network: for UNets",
+}
 
 DATA = (
     Knob("count", 256, "Clean latents, or pairs, to make with the teacher. Not used with your own latents.", min=1, max=1000000, step=1),
@@ -20,7 +25,7 @@ LORA = (
     Knob("rank", 32, "Of the LoRA: more can learn more, and takes more memory.", min=1, max=512, step=1),
     Knob("alpha", 0.0, "The LoRA is multiplied by alpha / rank. 0 = the rank, which is 1.", min=0.0, max=4096.0, step=1.0, advanced=True),
     Knob("targets", "attention and mlp", "Layers of the blocks that the LoRA changes, or all linear ones of the network, or the "
-         "convolutions too, for UNets.", options=TARGETS, advanced=True),
+         "convolutions too, for UNets.", options=tuple(TARGETS), advanced=True),
     Knob("dtype", "float32", "Of the LoRA while it is trained.", options=("float32", "bfloat16"), advanced=True),
 )  # fmt: skip
 

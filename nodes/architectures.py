@@ -143,9 +143,14 @@ def architecture_of(kind):
     return next((BY_NETWORK[path] for path in map(import_path, kind.__mro__) if path in BY_NETWORK), None)
 
 
+def plain(network):
+    """The network itself, of one that torch.compile has wrapped."""
+    return vars(network).get("_modules", {}).get("_orig_mod", network)  # where getattr finds it, at a tenth of the cost
+
+
 def blocks_of(network):
     """The Blocks of a network (``model.model.diffusion_model``) in the order in which they run. None for an unknown one."""
-    network = getattr(network, "_orig_mod", network)  # of one that torch.compile has wrapped
+    network = plain(network)
     architecture = architecture_of(type(network))
     if architecture is None:
         return None

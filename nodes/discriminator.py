@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -12,8 +11,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ..distill.checkpoints import save_tensors
 from ..measure.report import Report as Runs
 from ..samplers.guidance.discriminator import CHANCE, Discriminator, check_latents, fit
 from ..samplers.path import Path
@@ -236,14 +235,8 @@ def destination(name):
 def save(handle, folder, stem):
     """The path of the new file, which appears whole or not at all."""
     folder, stem, number, _, _ = folder_paths.get_save_image_path(stem, folder)
-    path, part = os.path.join(folder, f"{stem}_{number:05}_.safetensors"), os.path.join(folder, f".{uuid.uuid4().hex}.part")
-    tensors = {key: value.contiguous() for key, value in handle.network.state_dict().items()}
-    try:
-        save_file(tensors, part, metadata={"distillery": json.dumps(handle.facts)})
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+    path = os.path.join(folder, f"{stem}_{number:05}_.safetensors")
+    save_tensors(path, handle.network.state_dict(), {"distillery": json.dumps(handle.facts)})
     return path
 
 

@@ -15,9 +15,10 @@ from comfy.patcher_extension import WrappersMP
 from ..samplers.caching.mask import check_mask
 from ..samplers.caching.part import Part
 from ..samplers.core import append_dims, complete
+from .architectures import plain
 from .host import ANSWERED, RUNS, recorders, solver_of, window_of, with_run_state
 from .host_cache_tracks import Guided, Track, numbers
-from .host_sites import Decoded, Prediction, Site, mixes, plain
+from .host_sites import Decoded, Prediction, Site, mixes
 from .host_steps import Steps
 
 CACHE = "distillery_cache"

@@ -13,6 +13,7 @@ import torch
 from comfy.ops import cast_bias_weight, uncast_bias_weight
 from comfy.quant_ops import QuantizedTensor
 
+from ..distill.settings import TARGETS
 from .architectures import blocks_of
 
 CONVOLUTIONS = {
@@ -22,12 +23,6 @@ CONVOLUTIONS = {
 }
 MODULATION = re.compile(r"(\w*_)?(mod|norm\d?)(_\w|CX|C|X)?|\w*modulation\w*|adaln\w*", re.IGNORECASE)  # one part of a path
 ATTENTION = re.compile(r"\w*(attn|attention)\w*|[qkv]|linear[12]", re.IGNORECASE)  # linear1 and 2: Flux joins it with the MLP
-TARGETS = {  # preset: what of a network it trains
-    "attention": "queries, keys, values and outputs of the attention in the blocks",
-    "attention and mlp": "every linear layer in the blocks, but for those that make modulations of the time embedding",
-    "linear": "every linear layer of the network, embeddings and modulations among them",
-    "linear and convolutions": "every linear layer and convolution of the network: for UNets",
-}
 
 
 # Which layers

@@ -16,10 +16,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ..samplers.core import complete
 from ..samplers.pruning import KNOBS, choose, distinctness, importance, is_early, outermost
-from .architectures import blocks_of, import_path
+from .architectures import blocks_of, import_path, plain
 from .host import recorders
 from .host_blocks import forwards
-from .host_sites import plain, untraced
+from .host_sites import untraced
 
 PRUNING = "distillery_token_pruning"
 OVERRIDE = "optimized_attention_override"

@@ -12,7 +12,7 @@ from types import MethodType
 
 import torch
 
-from .architectures import Block, architecture_of, blocks_of, import_path
+from .architectures import Block, architecture_of, blocks_of, import_path, plain
 from .host_blocks import forwards
 
 UNET = "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel"
@@ -207,11 +207,6 @@ class Span:
     def rows(self):
         """The dimension that holds the rows of the batch: not the first in Cosmos 1, which says so."""
         return getattr(self.blocks[0].module, "x_format", "B").index("B")
-
-
-def plain(network):
-    """The network itself, of one that torch.compile has wrapped."""
-    return network._modules.get("_orig_mod", network)  # what getattr looks through too, at ten times the cost
 
 
 def mixes(network):

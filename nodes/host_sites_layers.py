@@ -6,8 +6,9 @@ from itertools import groupby
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
+from .architectures import plain
 from .host_blocks import forwards
-from .host_sites import Evaluation, Site, plain, untraced
+from .host_sites import Evaluation, Site, untraced
 
 LEVELS = {"blocks": (ResBlock, SpatialTransformer), "resblocks": (ResBlock,), "transformers": (SpatialTransformer,)}
 PLACES = ("all", "encoder", "decoder")

@@ -11,8 +11,9 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+from .architectures import plain
 from .host_blocks import forwards
-from .host_sites import Decoded, Evaluation, Site, plain
+from .host_sites import Decoded, Evaluation, Site
 
 WHERE_BLOCKS_RUN = ("input_block_patch", "input_block_patch_after_skip", "output_block_patch")  # other packs' patches
 

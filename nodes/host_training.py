@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_kitchen.backends import eager as plain_kernels
 
 from ..distill.roles import TEACHER, Roles
-from .architectures import blocks_of, import_path
+from .architectures import blocks_of, import_path, plain
 from .host import path_of
 from .host_blocks import forwards
 from .host_checkpoint import Checkpoints
@@ -208,7 +208,7 @@ def check(model):
 
 
 def _check_network(network):
-    if hasattr(network, "_orig_mod"):
+    if plain(network) is not network:
         raise ValueError("model is compiled: connect the MODEL from before torch.compile.")
     for path, module in network.named_modules():
         if "forward" in vars(module):
