@@ -1,4 +1,4 @@
-"""A training step of the pack beside one of ComfyUI's own trainer and of a plain loop: seconds and memory."""
+"""A training step of the pack beside one of ComfyUI's own trainer and of a script with PEFT: seconds and memory."""
 
 import statistics
 import time
@@ -6,9 +6,8 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from . import Ratios, Result, hosted
+from . import Ratios, Result, Unavailable, hosted
 
 MODEL, SHAPE, RANK = "shapes-dit", (16, 16, 16), 16
 BATCHES = (1, 4)
@@ -76,51 +75,49 @@ def core(model, conditions, batch):
     return train
 
 
-class Wrapped(nn.Module):
-    """A frozen linear layer with a low-rank pair beside it: what PEFT makes of it."""
+def peft_loop(model, conditions, batch):
+    """train(steps): a loop as in a script with PEFT: its layers, autograd keeps what it wants, AdamW.
 
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-        self.down = nn.Parameter(torch.randn(RANK, layer.weight.shape[1]) / layer.weight.shape[1] ** 0.5)
-        self.up = nn.Parameter(torch.zeros(len(layer.weight), RANK))
-
-    def forward(self, x):
-        return self.layer(x) + F.linear(F.linear(x, self.down), self.up)
-
-
-def plain(model, conditions, batch):
-    """train(steps): a loop as in a script with PEFT: layers wrapped, autograd keeps what it wants, AdamW.
-
-    What the network's blocks write over, torch copies: scripts have networks that do not write.
+    Blocks write over what autograd keeps, which scripts' networks do not: they are guarded as the pack guards them.
     """
     import comfy.model_management
     from comfyui_distillery.nodes import host_frozen, host_training
+    from comfyui_distillery.nodes.host_blocks import forwards
+    from comfyui_distillery.nodes.host_checkpoint import Checkpoints
     from comfyui_distillery.nodes.host_conditions import Conditions, Encoder
+
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as missing:
+        raise Unavailable(f"the rival is PEFT ({missing}): pip install peft") from missing
 
     network, encoder = model.model.diffusion_model, Encoder(model.model)
     cond = Conditions.of(conditions)[[i % len(conditions) for i in range(batch)]]
+
+    checkpoints = Checkpoints(recompute=False)
+
+    def kept_right(block, streams, forward, *args, **kwargs):
+        return checkpoints.run(block, lambda: host_training.on_copies(streams, forward, *args, **kwargs))
 
     def train(steps):
         with torch.inference_mode(False), torch.enable_grad(), host_training.differentiable():
             comfy.model_management.load_models_gpu([model])
             host_frozen.make_ordinary(network, model.load_device)
             layers = host_frozen.targets_of(network, TARGETS)
-            wrapped = {path: Wrapped(layer) for path, layer in layers.items()}
             for layer in layers.values():
                 if layer.weight.is_inference():
                     layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
+            keeping = {block: partial(kept_right, block, streams) for block, streams in host_training.units_of(network)}
             try:
-                for path, layer in wrapped.items():
-                    network.set_submodule(path, layer)
-                with torch.autograd.graph.allow_mutation_on_saved_tensors():
-                    loop(steps, wrapped)
+                inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers)), network)
+                with forwards(keeping):
+                    loop(steps)
             finally:
                 for path, layer in layers.items():
                     network.set_submodule(path, layer)
 
-    def loop(steps, wrapped):
-        params = [p for layer in wrapped.values() for p in (layer.down, layer.up)]
+    def loop(steps):
+        params = [parameter for name, parameter in network.named_parameters() if "lora_" in name]
         optimiser = torch.optim.AdamW(params, lr=1e-4)
         pairs = Pairs()
         for step in range(steps):
@@ -168,7 +165,7 @@ def peak_bytes(work):
     return most
 
 
-CONTENDERS = {"distillery": distillery, "core's TrainLoraNode": core, "plain loop": plain}
+CONTENDERS = {"distillery": distillery, "core's TrainLoraNode": core, "PEFT loop": peft_loop}
 
 
 def measure(batches=BATCHES, times=5):
@@ -198,12 +195,12 @@ def result_of(rows):
         for row in rows if row["beside"] != "distillery"
     )  # fmt: skip
     return Result(
-        f"What does a training step cost, in seconds and in memory, beside ComfyUI's own trainer and a plain loop? {seen}.",
+        f"What does a training step cost, in seconds and in memory, beside ComfyUI's own trainer and a loop with PEFT? {seen}.",
         f"{MODEL}, a LoRA of rank {RANK} on every linear layer, float32, AdamW, no checkpointing but in core's trainer (its default, depth 1, which runs everything twice: without, it raises on this model); ours is reflow, whose step is the "
         "student's pass alone. Ratio: our seconds over theirs, runs interleaved, median and quartiles; seconds of a step are those of a run "
         f"of {LONG} steps less those of one of {SHORT}. Memory: the most that two steps and their setting up held at once, beyond the "
         "loaded model. core's trainer also trains biases and norms, works on a copy of the model, and evaluates each item of a batch "
-        "with every caption of it. The plain loop is written here as a script with PEFT does it, because peft is not among what is installed.",
+        "with every caption of it. The PEFT loop is a script's: PEFT's layers on the same weights, and autograd keeps what it wants.",
         rows,
         Ratios(("batch", "beside"), "ratio", "low", "high", goal=1.0),
         drawn=[row for row in rows if row["beside"] != "distillery"],

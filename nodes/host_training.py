@@ -46,7 +46,7 @@ class Stage:
         repeatable = import_path(type(network)) != LEAVES_FOR_LATER
         self.checkpoints = Checkpoints(checkpointing and repeatable)
         self.replacements = {layer: partial(self._layer, path, layer) for path, layer in layers_of(network).items()}
-        for module, streams in _units(network):
+        for module, streams in units_of(network):
             self.replacements[module] = partial(self._block, module, streams)
 
     def installed(self):
@@ -71,21 +71,25 @@ class Stage:
 
         def call():
             """Again in the same part, on copies of what blocks write over: its streams, and options that callers change."""
-            given = {name: _copied(value, name in streams) for name, value in kwargs.items()}
-            placed = (_copied(value, place in streams) for place, value in enumerate(args))
             with self.playing(part):
-                return forward(*placed, **given)
+                return on_copies(streams, forward, *args, **kwargs)
 
         return self.checkpoints.run(block, call)
 
 
-def _units(network):
+def units_of(network):
     """(module, its streams by name and by place) of all that is checkpointed."""
     for block in blocks_of(network) or []:
         yield block.module, {key for stream in block.group.streams for key in (stream.name, stream.place)}
     for module in network.modules():
         if import_path(type(module)) == RESIDUAL_BLOCK:
             yield module, set()
+
+
+def on_copies(streams, forward, *args, **kwargs):
+    """What a block computes, on copies of its streams and of the options it is given."""
+    placed = (_copied(value, place in streams) for place, value in enumerate(args))
+    return forward(*placed, **{name: _copied(value, name in streams) for name, value in kwargs.items()})
 
 
 def _copied(value, is_stream):

@@ -30,6 +30,6 @@ def test_the_words_name_each_rival_and_the_drawing_leaves_ourselves_out():
     def row(beside, ratio, memory):
         return {"batch": 4, "beside": beside, "seconds": 1.0, "ratio": ratio, "low": ratio, "high": ratio, "MiB": 1.0, "memory ratio": memory}
 
-    result = distill.result_of([row("distillery", 1.0, 1.0), row("plain loop", 0.9, 0.8)])
-    assert "batch 4: 0.90 times the seconds and 0.80 times the memory of plain loop" in result.question
-    assert [row["beside"] for row in result.drawn] == ["plain loop"]
+    result = distill.result_of([row("distillery", 1.0, 1.0), row("PEFT loop", 0.9, 0.8)])
+    assert "batch 4: 0.90 times the seconds and 0.80 times the memory of PEFT loop" in result.question
+    assert [row["beside"] for row in result.drawn] == ["PEFT loop"]

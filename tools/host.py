@@ -153,6 +153,13 @@ def pytest_command(python):
     return str(pytest)
 
 
+def side_by_side(python, arguments):
+    """pytest's options for two files of tests at a time or more, where the whole suite is asked for and pytest-xdist is there."""
+    if arguments or not call(python, "-c", "import xdist")[0]:
+        return []
+    return ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup"]
+
+
 def become(command, environment):
     """Put the command in this program's place, so that signals and the exit status are its own."""
     if os.name == "nt":
@@ -177,7 +184,7 @@ def main():
         say(f"serving on http://127.0.0.1:{options.port} (Ctrl-C stops)")
         become(host.command("--port", options.port), {**THREADS, **environment})
     if options.test is not None:
-        become([pytest_command(host.python), *options.test], environment)
+        become([pytest_command(host.python), *side_by_side(host.python, options.test), *options.test], environment)
     if options.run is not None:
         become([host.python, *options.run], {**THREADS, **environment})
     print(json.dumps({"python": host.python, "comfyui": str(host.comfyui)}))
