@@ -1,6 +1,6 @@
 """What one optimiser step learns from: clean latents, noise, levels and conditions, all drawn by counter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,7 +19,8 @@ class Batch:
     clean: (B, C, ..., H, W) clean latents on the model's own scale; of pairs, where the teacher takes the noise. noise: like
     clean. time: (B,) float64 in (0, 1], by the run's law. cond, negative: conditions of the items, with ``[indices]``.
     draws: further randomness. progress: share of the run that is over. perturbation: share of further noise in what the
-    student sees, Ning et al. 2023, arXiv:2301.11706 (0 = none; they take 0.1), for targets that are data.
+    student sees, Ning et al. 2023, arXiv:2301.11706 (0 = none; they take 0.1), for targets that are data. shown: the times (B,) of
+    each ``noisy`` so far: objectives choose others than ``time``.
     """
 
     clean: torch.Tensor
@@ -31,6 +32,7 @@ class Batch:
     draws: Draws
     progress: float = 0.0
     perturbation: float = 0.0
+    shown: list = field(default_factory=list)
 
     @property
     def path(self):
@@ -42,6 +44,7 @@ class Batch:
 
     def noisy(self, time, noise=None):
         """(x, sigma) of the items at times (B,). At time 1, what sampling starts from: on VE paths that has no signal."""
+        self.shown.append(time)
         noise, sigma = self.noise if noise is None else noise, self.sigma(time)
         if self.perturbation:
             noise = noise + self.perturbation * self.draws.normal("perturbation", noise)

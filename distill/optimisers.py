@@ -62,11 +62,17 @@ def library(package, optimiser):
         ) from error
 
 
+def check(name):
+    """ValueError, naming it, where the package of an optimiser is missing."""
+    if OPTIMISERS[name].package is not None:
+        library(OPTIMISERS[name].package, name)
+
+
 OPTIMISERS = {
     "adamw": Optimiser(adamw, "AdamW", "Loshchilov & Hutter 2017, arXiv:1711.05101", "every recipe", 1e-4),
     "lion": Optimiser(lion, "Lion", "Chen et al. 2023, arXiv:2302.06675", "half of AdamW's memory", 2e-5),
     "adamw_8bit": Optimiser(
-        adamw_8bit, "AdamW, 8 bit", "Dettmers et al. 2021, arXiv:2110.02861", "a quarter of AdamW's memory, on a GPU", 1e-4,
+        adamw_8bit, "AdamW, 8 bit", "Dettmers et al. 2021, arXiv:2110.02861", "a quarter of AdamW's memory, in layers of 4096 weights or more", 1e-4,
         package="bitsandbytes",
     ),
     "prodigy": Optimiser(
@@ -84,14 +90,22 @@ def state_of(optimiser):
     """(tensors by a flat name, the rest as JSON can hold it): together everything that ``restore`` needs."""
     whole = optimiser.state_dict()
     tensors, others = {}, {}
-    for index, values in whole["state"].items():
-        for name, value in values.items():
-            if torch.is_tensor(value):
-                tensors[f"{index}.{name}"] = value.detach().cpu().clone().contiguous()
-            else:
-                others[f"{index}.{name}"] = value
+    for name, value in _flat(whole["state"]):
+        if torch.is_tensor(value):
+            tensors[name] = value.detach().cpu().clone().contiguous()
+        else:
+            others[name] = value
     groups = [{key: item(value) for key, value in group.items()} for group in whole["param_groups"]]
     return tensors, {"others": others, "groups": groups}
+
+
+def _flat(state, prefix=""):
+    """(name, value) of nested dicts, with dots between their keys: bitsandbytes keeps its 8-bit moments one dict further down."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def item(value):
@@ -102,8 +116,11 @@ def restore(optimiser, tensors, rest):
     """Give an optimiser of the same parameters the state that ``state_of`` gave."""
     state = {}
     for name, value in [*tensors.items(), *rest["others"].items()]:
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
+        index, *keys, last = name.split(".")
+        place = state.setdefault(int(index), {})
+        for key in keys:
+            place = place.setdefault(key, {})
+        place[last] = value
     optimiser.load_state_dict({"state": state, "param_groups": rest["groups"]})
 
 

@@ -15,7 +15,11 @@ class Events:
         """How many steps the run is of: at its start, and again when its minutes have been planned."""
 
     def stepped(self, row):
-        """After each step: {"step", "loss", "gradient", "rate", "skipped", "seconds"}; loss and gradient None where not finite."""
+        """After each step: {"step", "loss", "gradient", "rate", "skipped", "seconds", "gradient_shares", "loss_parts"}.
+
+        gradient_shares: {part of the network: its share of the squared norm}. loss_parts: {third of the noise levels: what it adds to
+        the loss}. Both empty where Training was not told how. Loss, gradient and these are None where they were not finite.
+        """
 
     def warned(self, text):
         """Something the user should know, and what was done about it."""

@@ -10,6 +10,7 @@ from .ema import update as update_average
 from .optimisers import OPTIMISERS, as_used, restore, state_of
 from .progress import Counters, Events, Result, unbroken
 from .rates import rate
+from .shares import clip, of_gradient, of_loss
 
 TIMED = 5  # steps that are timed before a run of so many minutes is planned
 SLOWER = 3  # steps in a row without finite numbers, after which the learning rate is halved
@@ -23,17 +24,22 @@ class Training:
     same parameters, those that the roles play; average receives the moving average, previous the student as each stage ends.
     recipe: a Recipe. fingerprint: of the base model, a text. folder: where states go; None saves nothing. stage: a function of
     progress. score: ``score() -> float``, the lower the better, asked at each save; the best student is kept as best.safetensors.
+    parts: {name: parameters of the student}, whose shares of the gradient are recorded. times: ``times(batch)`` (B,) once its loss
+    is known, the times that the student was shown, by thirds of which the loss is recorded. Neither changes what is learnt.
     ValueError where the folder holds a run of another recipe or model; OSError where its disk has no room for the states.
     """
 
     def __init__(
         self, loss, data, student, recipe, *, average=None, previous=None, fingerprint="", folder=None, stage=lambda progress: 0,
-        score=None, events=None,
+        score=None, events=None, parts=None, times=None,
     ):  # fmt: skip
         self.loss, self.data, self.student, self.average, self.previous = loss, data, student, average, previous
         self.recipe, self.fingerprint, self.stage, self.score = recipe, fingerprint, stage, score
         self.events = events or Events()
         self.params = [p for p in student.parameters() if p.requires_grad]
+        number = {id(p): i for i, p in enumerate(self.params)}
+        self.parts = {name: [number[id(p)] for p in params] for name, params in (parts or {}).items()}
+        self.times = times
         settings, run = recipe.optimiser, recipe.run
         self.kind = OPTIMISERS[settings["name"]]
         self.optimiser = self.kind.make(self.params, recipe.lr, settings["weight_decay"])
@@ -86,8 +92,8 @@ class Training:
         counters, started = self.counters, time.monotonic()
         self._begin_stage()
         self._set_rate()
-        loss, micro_batch = self._gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.recipe.optimiser["clip"] or math.inf).item()
+        (loss, by_level), micro_batch = self._gradients()
+        norm, norms = clip(self.params, self.recipe.optimiser["clip"])
         finite = math.isfinite(loss) and math.isfinite(norm)
         with unbroken():
             counters.micro_batch = micro_batch
@@ -104,6 +110,7 @@ class Training:
             row = {
                 "step": counters.step, "loss": loss if math.isfinite(loss) else None, "gradient": norm if math.isfinite(norm) else None,
                 "rate": self.optimiser.param_groups[0]["lr"], "skipped": not finite, "seconds": counters.seconds,
+                "gradient_shares": of_gradient(self.parts, norms) if finite else None, "loss_parts": by_level if finite else None,
             }  # fmt: skip
             counters.history.append(row)
         self.optimiser.zero_grad()
@@ -125,7 +132,9 @@ class Training:
             group["lr"] = self.recipe.lr * factor * counters.slower
 
     def _gradients(self):
-        """(mean loss, items at once) of this step, its gradient left in the parameters. Memory runs out: again, in smaller parts."""
+        """(what _accumulate gives, items at once) of this step, its gradient left in the parameters. Memory runs out: again, in
+        smaller parts.
+        """
         micro_batch = self.counters.micro_batch
         while True:
             try:
@@ -145,14 +154,17 @@ class Training:
             micro_batch = smaller
 
     def _accumulate(self, micro_batch):
-        size, total = self.recipe.run["batch"], 0.0
+        """(mean loss, its parts by noise level), the gradient left in the parameters."""
+        size, values, times = self.recipe.run["batch"], [], []
         self.optimiser.zero_grad()
         for first in range(0, size, micro_batch):
             items = range(first, min(first + micro_batch, size))
-            losses = self.loss(self.data.batch(self.counters.step, items, self.progress()))
+            batch = self.data.batch(self.counters.step, items, self.progress())
+            losses = self.loss(batch)
             (losses.sum() / size).backward()
-            total += losses.detach().sum().item()
-        return total / size
+            values += losses.detach().tolist()
+            times += [] if self.times is None else self.times(batch).tolist()
+        return sum(values) / size, of_loss(times, values, size) if times else {}
 
     def _count_skipped(self):
         counters = self.counters

@@ -10,11 +10,15 @@ from ..measure.plots import NoMatplotlib
 def show(cls, text, picture=None, **more):
     """The ``ui`` of a node with these words, this IMAGE and any further lists. The node must ask for its unique_id.
 
-    ComfyUI's page draws the images of a ``ui`` on any node, its text only on a few of core's: for ours it is sent.
+    ComfyUI's page draws the images of a ``ui`` on any node, its text only on a few of core's: for ours it is sent. Where the disk
+    is full the words say so: what the node has made is not lost for its preview.
     """
+    try:
+        pictures = {} if picture is None else ui.PreviewImage(picture).as_dict()
+    except OSError as error:
+        text, pictures = f"{text}\nNo picture is shown, as it could not be saved: {error}", {}
     if cls.hidden and cls.hidden.unique_id:
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-    pictures = {} if picture is None else ui.PreviewImage(picture).as_dict()
     return {"text": [text], **pictures, **more}
 
 

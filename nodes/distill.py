@@ -94,7 +94,7 @@ OUTPUTS = [
     io.Sampler.Output(tooltip="What to sample the model with: for SamplerCustom."),
     io.Sigmas.Output(tooltip="At which noise levels: for SamplerCustom."),
     io.Float.Output("cfg", display_name="cfg", tooltip="And with which CFG; 1 is none."),
-    io.Image.Output("curves", display_name="curves", tooltip="Loss, gradient and learning rate. Needs matplotlib."),
+    io.Image.Output("curves", display_name="curves", tooltip="Loss, gradient, learning rate, and what each kind of layer and noise level has of them. Needs matplotlib."),
     io.String.Output("text", display_name="text", tooltip="What was done, how to sample, and where the run is."),
 ]  # fmt: skip
 

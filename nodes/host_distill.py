@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from safetensors.torch import load_file
 
+from ..distill import optimisers
 from ..distill.batch import Cycle, Data
 from ..distill.checkpoints import check_room, save_json
 from ..distill.draws import generator
@@ -23,7 +24,7 @@ from ..distill.roles import EMA, PREVIOUS, STUDENT
 from ..distill.train import Events, Result, Training
 from . import host_distill_jobs as jobs
 from . import host_training, host_turbo
-from .host_frozen import targets_of
+from .host_frozen import PARTS, parts_of, targets_of
 from .host_lora import core_state
 from .host_prompt_bank import digest
 
@@ -88,6 +89,7 @@ def check(job):
     """The roles' LoRAs. ValueError, naming the input, for what cannot be trained on: nothing is written yet."""
     host_training.check(job.model)
     jobs.check(job)
+    optimisers.check(job.recipe.optimiser["name"])
     return loras_of(job)
 
 
@@ -114,8 +116,17 @@ def trainer(job, loras, folder, roles, latents, watch=None):
     data = None if latents is None else data_of(job, latents)
     return Training(
         partial(objective, roles, **recipe.knobs), data, loras[STUDENT], recipe, average=loras.get(EMA), previous=loras.get(PREVIOUS),
-        folder=folder, stage=partial(objective.stage, recipe.knobs), events=watch,
+        folder=folder, stage=partial(objective.stage, recipe.knobs), events=watch, parts=shared_by(job, loras[STUDENT]),
+        times=lambda batch: batch.shown[-1],
     )  # fmt: skip
+
+
+def shared_by(job, lora):
+    """{kind of layer: the parameters of a LoraSet there}, for the shares of the gradient."""
+    kinds, found = parts_of(job.model.model.diffusion_model), {part: [] for part in PARTS}
+    for path, adapter in lora.items():
+        found[kinds[path]] += adapter.parameters()
+    return {part: params for part, params in found.items() if params}
 
 
 def data_of(job, latents):

@@ -16,7 +16,7 @@ from .host_distill import Watch
 
 EVERY = 10  # seconds between pictures, at least
 SHARE = 0.05  # of the time that pictures may take
-HEIGHT = 480  # of a preview, in pixels
+HEIGHT = 600  # of a preview, in pixels
 log = logging.getLogger(__name__)
 
 

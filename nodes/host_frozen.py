@@ -23,6 +23,13 @@ CONVOLUTIONS = {
 }
 MODULATION = re.compile(r"(\w*_)?(mod|norm\d?)(_\w|CX|C|X)?|\w*modulation\w*|adaln\w*", re.IGNORECASE)  # one part of a path
 ATTENTION = re.compile(r"\w*(attn|attention)\w*|[qkv]|linear[12]", re.IGNORECASE)  # linear1 and 2: Flux joins it with the MLP
+PARTS = {  # what a layer is in its network: presets of TARGETS that train it
+    "attention": ("attention", "attention and mlp", "linear", "linear and convolutions"),
+    "feed-forward": ("attention and mlp", "linear", "linear and convolutions"),
+    "modulation": ("linear", "linear and convolutions"),
+    "outside the blocks": ("linear", "linear and convolutions"),
+    "convolution": ("linear and convolutions",),
+}
 
 
 # Which layers
@@ -49,7 +56,8 @@ def targets_of(network, targets="attention and mlp"):
     if isinstance(targets, str):
         if targets not in TARGETS:
             raise ValueError(f"targets is {targets!r}: it must be one of {', '.join(TARGETS)}, or a list of paths.")
-        chosen = {path: layer for path, layer in layers.items() if _in_preset(network, path, layer, targets)}
+        parts = parts_of(network)
+        chosen = {path: layer for path, layer in layers.items() if targets in PARTS[parts[path]]}
     else:
         chosen = {path: layer for path, layer in layers.items() if any(fnmatchcase(path, given) for given in targets)}
     if not chosen:
@@ -60,16 +68,22 @@ def targets_of(network, targets="attention and mlp"):
     return chosen
 
 
-def _in_preset(network, path, layer, preset):
-    if preset == "linear and convolutions" or kind_of(layer) == "convolution":
-        return preset == "linear and convolutions"
-    if preset == "linear":
-        return True
-    block = next((block.name for block in blocks_of(network) or [] if path.startswith(block.name + ".")), None)
-    parts = path.removeprefix(f"{block}.").split(".")
-    if block is None or any(map(MODULATION.fullmatch, parts)):
-        return False
-    return preset == "attention and mlp" or any(map(ATTENTION.fullmatch, parts))
+def parts_of(network):
+    """{path: which of PARTS it is} of every layer. Flux's joined layers count as attention."""
+    blocks = [block.name for block in blocks_of(network) or []]
+    return {path: _part(path, layer, blocks) for path, layer in layers_of(network).items()}
+
+
+def _part(path, layer, blocks):
+    if kind_of(layer) == "convolution":
+        return "convolution"
+    block = next((name for name in blocks if path.startswith(name + ".")), None)
+    if block is None:
+        return "outside the blocks"
+    names = path.removeprefix(f"{block}.").split(".")
+    if any(map(MODULATION.fullmatch, names)):
+        return "modulation"
+    return "attention" if any(map(ATTENTION.fullmatch, names)) else "feed-forward"
 
 
 # What they compute

@@ -10,6 +10,7 @@ import comfy.lora_convert
 import comfy.model_base
 import comfy.utils
 import folder_paths
+from comfy.quant_ops import QUANT_ALGOS
 
 from ..distill.formats import Part, checked_name, fingerprint, native_names
 from ..distill.formats.dialects import covers
@@ -91,7 +92,7 @@ def check_loads(model, tensors, lora):
 
 def fingerprint_of(model):
     """The ``fingerprint`` of a MODEL's network as its file has it: without patches, loaded or not."""
-    weights = model.model.state_dict()
+    weights = weights_of(model.model)
     weights = {name: model.backup[name].weight if name in model.backup else weight for name, weight in weights.items()}
     network = {_path(name, ""): weight for name, weight in weights.items() if name.startswith(PREFIX)}
     return fingerprint(type(model.model.model_config).__name__, network)
@@ -99,8 +100,15 @@ def fingerprint_of(model):
 
 def _rows(base):
     """{path: rows} of the layers that a LoRA can change, in the network's order."""
-    weights = {name: weight for name, weight in base.state_dict().items() if weight.ndim > 1 and name.endswith(WEIGHT)}
+    weights = {name: weight for name, weight in weights_of(base).items() if weight.ndim > 1 and name.endswith(WEIGHT)}
     return {_path(name): weight.shape[0] for name, weight in weights.items() if name.startswith(PREFIX)}
+
+
+def weights_of(base):
+    """A model's ``state_dict``; of quantised layers the weights, as numbers, in place of what they are stored as."""
+    known = {**dict(base.named_parameters(remove_duplicate=False)), **dict(base.named_buffers(remove_duplicate=False))}
+    scales = {name for kind in QUANT_ALGOS.values() for name in kind["parameters"]}
+    return {name: known[name] for name in base.state_dict() if name in known and name.rpartition(".")[2] not in scales}
 
 
 def _path(name, ending=WEIGHT):

@@ -170,7 +170,8 @@ def training(model, loras, checkpointing=True, shape=None):
 
 
 def _load(model, memory=0):
-    comfy.model_management.load_models_gpu([model], memory_required=memory)
+    with torch.inference_mode():  # as core does: quantised weights moved outside of it, core itself could not move again
+        comfy.model_management.load_models_gpu([model], memory_required=memory)
     make_ordinary(model.model.diffusion_model, model.load_device)
 
 

@@ -13,9 +13,9 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..distill.formats import Profile, difference, from_file, metadata, read, read_profile, to_file, write
+from ..distill.formats import Profile, difference, from_file, metadata, read, read_json, read_profile, to_file, write
 from ..distill.formats.dialects import cast
-from ..distill.formats.profile import BASE, FIGURES, RECIPE
+from ..distill.formats.profile import BASE, FIGURES, PROFILE, RECIPE
 from ..distill.lora import LoraSet
 from ..samplers.core import complete
 from ..samplers.solvers import SOLVERS
@@ -180,6 +180,11 @@ def load(name, model, other_checkpoints=False):
     lora = from_file(tensors, names_to_read(model))
     lora.fit(layers_of(model.model.diffusion_model))
     return TurboLora(lora, profile, header, title)
+
+
+def is_ours(path):
+    """Whether a file records how it is to be sampled, as those of Save Turbo LoRA do."""
+    return read_json(path, PROFILE) is not None
 
 
 def path_of(name):

@@ -2,12 +2,12 @@
 
 import json
 import os
-import uuid
 
 import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
+from ..distill.checkpoints import whole_file
 from ..measure import timeline
 from ..measure.report import Report as Runs
 from ..measure.report import summary, to_csv
@@ -88,7 +88,7 @@ def save_texts(filename_prefix, texts):
     """Save {ending: text} beside each other in ComfyUI's output folder, under the next free number of this prefix.
 
     Each file appears whole or not at all. Returns what the history lists: dicts of filename, subfolder and type. ValueError
-    for a prefix that leads out of the output folder.
+    for a prefix that leads out of the output folder, OSError where the disk is full.
     """
     if not texts:
         return []
@@ -103,14 +103,7 @@ def save_texts(filename_prefix, texts):
     saved = []
     for ending, text in texts.items():
         file = f"{name}_{number:05}_.{ending}"
-        part = os.path.join(folder, f".{uuid.uuid4().hex}.part")
-        try:
-            with open(part, "w", encoding="utf-8", newline="") as out:
-                out.write(text)
-            os.replace(part, os.path.join(folder, file))
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
+        whole_file(os.path.join(folder, file), lambda part, text=text: part.write_text(text, "utf-8", newline=""))
         saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
     return saved
 

@@ -93,4 +93,18 @@ class StochasticSampler(SamplerFamily):
     ALIASES = ("sa-solver", "edm", "churn", "restart", "langevin", "sde", "ancestral", "ctm", "tcd", "lcm", "sampler")
 
 
-NODES = [AutoSampler, MomentumSampler, ConjugateSampler, InvertibleSampler, ExponentialSampler, ParallelSampler, StochasticSampler]
+class TurboSampler(SamplerFamily):
+    FAMILY = "turbo"
+    NODE_ID = "Distillery_SamplerTurbo"
+    DISPLAY_NAME = "Few-step Sampler (TCD, PCM, SCM, ping-pong)"
+    DESCRIPTION = "The samplers that distilled models were made for, equal to their own pipelines step by step."
+    ALIASES = (
+        "tcd", "pcm", "scm", "trigflow", "ping-pong", "pingpong", "lcm", "turbo", "lightning", "hyper-sd", "dmd2", "add", "ladd",
+        "sana-sprint", "rcm", "consistency", "one step", "sampler",
+    )  # fmt: skip
+
+
+NODES = [
+    AutoSampler, MomentumSampler, ConjugateSampler, InvertibleSampler, ExponentialSampler, ParallelSampler, StochasticSampler,
+    TurboSampler,
+]  # fmt: skip

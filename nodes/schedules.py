@@ -18,7 +18,7 @@ class Schedule(io.ComfyNode):
             description="Noise levels for any eps, v, EDM or flow model.",
             search_aliases=[
                 "scheduler", "sigmas", "uniform lambda", "log snr", "karras", "edm", "cosine", "sigmoid", "trailing", "leading",
-                "linspace", "timesteps", "shift", "mu", "resolution",
+                "linspace", "timesteps", "lcm", "tcd", "scm", "trigflow", "shift", "mu", "resolution",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be sampled: its noise range and prediction type are used."),

@@ -4,12 +4,23 @@ import os
 
 import folder_paths
 from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
 
 from ..distill.formats import DIALECTS, merge, resize
 from ..distill.formats.profile import BASE, FIGURES, RECIPE, usage
+from ..samplers.turbo import PROFILES
 from . import host_turbo
+from . import host_turbo_foreign as foreign
 from .display import show
 from .host_turbo import TurboLoraType, rounded
+from .host_turbo_models import carrying, carrying_recorded
+from .host_turbo_sampling import AUTO, prepared
+
+LORA_PROFILES = [key for key, profile in PROFILES.items() if profile.form != "checkpoint"]
+LICENCE = "modelspec.license"  # in the header of a file
+LATENT = io.Latent.Input(
+    "latent", optional=True, tooltip="The latent to be sampled, for families whose noise levels go by its size. Else not needed."
+)
 
 APPLIED = [
     io.Model.Output(tooltip="The model with the LoRA applied."),
@@ -34,8 +45,24 @@ TURBO = TurboLoraType.Input("turbo_lora", tooltip="From Distill, Load Turbo LoRA
 def apply(cls, model, turbo, strength, other_checkpoints):
     """The outputs APPLIED."""
     patched = host_turbo.applied(model, turbo, strength * turbo.profile.strength, other_checkpoints)
+    patched = carrying_recorded(patched, turbo.profile, turbo.name, turbo.metadata.get(LICENCE))
     text = described(turbo)
     return io.NodeOutput(patched, *host_turbo.sampling(turbo), text, turbo, ui=show(cls, text))
+
+
+def apply_foreign(cls, model, path, strength, key, steps, latent):
+    """The outputs APPLIED for a file that another program wrote. turbo_lora is a block with the reason where it is no plain LoRA."""
+    file = foreign.read(path)
+    choice = foreign.choose(file, model, key, steps)
+    patched, changed = foreign.applied(model, file, strength * choice.profile.strength)
+    found = prepared(patched, choice, 1.0, latent)
+    patched = carrying(found.model, choice.profile, choice.steps, f"the LoRA {file.name} is for it: {choice.why}")
+    try:
+        turbo = foreign.as_turbo_lora(model, file, choice, found.sigmas)
+    except ValueError as error:
+        turbo = ExecutionBlocker(f"turbo_lora of {file.name}: {error}")
+    text = f"{changed}\n{found.text}"
+    return io.NodeOutput(patched, found.sampler, found.sigmas, found.cfg, text, turbo, ui=show(cls, text))
 
 
 def described(turbo):
@@ -49,7 +76,7 @@ def described(turbo):
     if "merged" in recipe:
         lines.append("Merged of " + ", ".join(f"{part['name']} at {part['weight']:g}" for part in recipe["merged"]) + ".")
     lines += [f"{name}: {value:g}" for name, value in figures.items() if isinstance(value, (int, float))]
-    if licence := turbo.metadata.get("modelspec.license"):
+    if licence := turbo.metadata.get(LICENCE):
         lines.append(f"Licence: {licence}")
     return "\n".join(lines)
 
@@ -107,29 +134,49 @@ class LoadTurboLora(io.ComfyNode):
             node_id="Distillery_LoadTurboLora",
             display_name="Load Turbo LoRA",
             category="distillery/distillation",
-            description="Applies a LoRA that Save Turbo LoRA wrote, and gives the sampler, noise levels and CFG that it was made for.",
-            search_aliases=["lora loader", "turbo", "lcm", "lightning", "few-step", "speed lora"],
+            description="Applies a LoRA for few steps, ours or another's, and gives the sampler, noise levels and CFG that it was made for.",
+            search_aliases=[
+                "lora loader", "turbo", "lcm", "lightning", "few-step", "speed lora", "hyper-sd", "dmd2", "tcd", "pcm", "lightx2v", "causvid",
+            ],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made for."),
                 io.Combo.Input(
                     "lora", options=[*folder_paths.get_filename_list("loras"), *host_turbo.BUNDLED],
-                    tooltip="A file with a sampling profile, from ComfyUI's loras folders. bundled: comes with the pack, for its demo models.",
+                    tooltip="A LoRA for few steps, from ComfyUI's loras folders: of this pack, or one of the families in docs/turbo.md. bundled: "
+                    "comes with the pack, for its demo models.",
                 ),
                 STRENGTH,
                 OTHER,
+                io.Combo.Input(
+                    "profile", options=[AUTO, *LORA_PROFILES], default=AUTO, optional=True,
+                    tooltip="Which family the LoRA is of. Neutral: auto, which goes by its metadata, layers, shapes and name, and says why.",
+                ),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=1000, optional=True,
+                    tooltip="How many; others than are offered are refused. Neutral: 0, those that the file is for or else the usual number.",
+                ),
+                LATENT,
             ],
             outputs=APPLIED,
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, model, lora, strength, other_checkpoints=False):
+    def fingerprint_inputs(cls, model, lora, strength, other_checkpoints=False, profile=AUTO, steps=0, latent=None):
         """Changes with the file."""
         return os.path.getmtime(host_turbo.path_of(lora))
 
     @classmethod
-    def execute(cls, model, lora, strength, other_checkpoints=False) -> io.NodeOutput:
-        return apply(cls, model, host_turbo.load(lora, model, other_checkpoints), strength, other_checkpoints)
+    def execute(cls, model, lora, strength, other_checkpoints=False, profile=AUTO, steps=0, latent=None) -> io.NodeOutput:
+        path = host_turbo.path_of(lora)
+        if not host_turbo.is_ours(path):
+            return apply_foreign(cls, model, path, strength, profile, steps, latent)
+        turbo = host_turbo.load(lora, model, other_checkpoints)
+        if profile != AUTO:
+            raise ValueError(f"profile is {profile}, and {path.name} records how it is to be sampled: set profile to auto.")
+        if steps not in (0, turbo.profile.steps):
+            raise ValueError(f"steps is {steps}, and {path.name} was made for {turbo.profile.steps}: set steps to that, or to 0.")
+        return apply(cls, model, turbo, strength, other_checkpoints)
 
 
 class ApplyTurboLora(io.ComfyNode):

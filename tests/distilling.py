@@ -148,7 +148,8 @@ def guided_run(recipe, kind=Plain, student=None, fingerprint="toy", **options):
     clean = data[1].mean + data[1].std * randn(10, *shape)
     source = Data(clean, Conds([1] * 10), Conds([0]), levels, seed=recipe.run["seed"], size=recipe.run["batch"])
     loss = partial(OBJECTIVES[recipe.objective], roles, **recipe.knobs)
-    return Training(loss, source, student, recipe, average=average, fingerprint=fingerprint, **options)
+    recorded = {"parts": {"slope": [student.a], "offset": [student.b]}, "times": lambda batch: batch.shown[-1]}
+    return Training(loss, source, student, recipe, average=average, fingerprint=fingerprint, **{**recorded, **options})
 
 
 def guided_recipe(name="adamw", steps=STEPS, **run):
@@ -161,7 +162,8 @@ def state(training):
     """All that a run is made of, but for the time it took."""
     modules = (training.student, training.average)
     tensors = [p.detach().clone() for module in modules for p in module.parameters()]
-    moments = [values[name] for values in training.optimiser.state_dict()["state"].values() for name in sorted(values)]
+    states = [training.optimiser.state[p] for p in training.params]
+    moments = [values[name] for values in states for name in sorted(values)]
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in training.counters.history]
     return tensors, moments, rows
 

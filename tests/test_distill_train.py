@@ -1,8 +1,10 @@
 """The training loop: a step is a transaction, whatever ends it, and a run that goes on is the run that never ended."""
 
+import copy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,66 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, tmp_path):
     result = resumed.run()
     assert result.ended == "done" and resumed.counters.step == STEPS
     assert_same_run(resumed, whole)
+
+
+class Nested(torch.optim.Adam):
+    """Adam that hands its moments out, and takes them back, one dict further down, as bitsandbytes' optimisers do."""
+
+    def state_dict(self):
+        whole = super().state_dict()
+        return {**whole, "state": {i: {"step": each.pop("step"), "wrapped": each} for i, each in copy.deepcopy(whole["state"]).items()}}
+
+    def load_state_dict(self, whole):
+        state = {i: {"step": each["step"], **each["wrapped"]} for i, each in whole["state"].items()}
+        super().load_state_dict({**whole, "state": state})
+
+
+def test_state_in_dicts_within_dicts_survives(monkeypatch, tmp_path):
+    kind = replace(OPTIMISERS["adamw"], make=lambda params, lr, weight_decay: Nested(params, lr=lr))
+    monkeypatch.setitem(OPTIMISERS, "adamw", kind)
+    whole = guided_run(guided_recipe())
+    whole.run()
+    with pytest.raises(Stop):
+        guided_run(guided_recipe(), folder=tmp_path, events=StopAfter(7)).run()
+    resumed = guided_run(guided_recipe(), folder=tmp_path)
+    assert resumed.counters.step == 7 and any("wrapped.exp_avg" in name for name in Checkpoints(tmp_path).load(7)[0])
+    resumed.run()
+    assert_same_run(resumed, whole)
+
+
+def test_moments_of_8_bits_survive_the_disk(tmp_path):
+    """On layers large enough for them: bitsandbytes keeps the others' in 32 bits."""
+    pytest.importorskip("bitsandbytes", reason="adamw_8bit needs it")
+    layers = {"a": torch.nn.Linear(600, 520)}
+    x = torch.randn(4, 600, generator=torch.Generator().manual_seed(0))
+
+    class Data:
+        def batch(self, step, items, progress):
+            return x[list(items)]
+
+    def made(**more):
+        student, average = (LoraSet.create(layers, 8, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+        return Training(
+            lambda x: (student["a"](x) - x[:, :520]).square().mean(1), Data(), student, guided_recipe("adamw_8bit"), average=average, **more
+        )
+
+    whole = made()
+    whole.run()
+    with pytest.raises(Stop):
+        made(folder=tmp_path, events=StopAfter(7)).run()
+    kept = Checkpoints(tmp_path).load(7)[0]
+    assert [value.dtype for name, value in kept.items() if name.endswith(("state1", "state2"))] == [torch.uint8] * 4
+    resumed = made(folder=tmp_path)
+    resumed.run()
+    for a, b in zip(whole.student.parameters(), resumed.student.parameters()):
+        assert torch.equal(a, b)
+        for name, value in whole.optimiser.state[a].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.optimiser.state[b][name])), name
+    exact = made()
+    exact.optimiser = OPTIMISERS["adamw"].make(exact.params, exact.recipe.lr, 0.0)
+    exact.run()
+    losses = [[row["loss"] for row in each.counters.history] for each in (whole, exact)]
+    assert losses[0] != losses[1] and losses[0][-1] == pytest.approx(losses[1][-1], rel=0.05) and losses[0][-1] < 0.7 * losses[0][0]
 
 
 def test_an_interruption_within_a_step_loses_that_step_alone(tmp_path):

@@ -15,7 +15,9 @@ ENDS = {
 }  # fmt: skip
 FLOW_ONLY = {"dynamic_shift", "sd3_shift"}
 OWN_START = {"leading"}
-OWN_END = {"trailing", "leading", *FLOW_ONLY}  # the last level before 0
+OWN_END = {"trailing", "leading", "lcm_timesteps", "scm_timesteps", *FLOW_ONLY}  # the last level before 0
+
+KNOBS = {"lcm_timesteps": {"original_steps": 1000}}  # which allows any number of steps
 
 every_schedule = pytest.mark.parametrize("key", SCHEDULES)
 RANGES = [
@@ -26,12 +28,12 @@ RANGES = [
 ]
 
 
-def sigmas_of(key, n, sigma_min, sigma_max, path, **knobs):
+def sigmas_of(key, n, sigma_min, sigma_max, path):
     """A schedule, with a table of 1000 timesteps and the 256 tokens of a small picture."""
     table = torch.linspace(math.log(sigma_min), math.log(sigma_max), 1000, dtype=torch.float64).exp()
     if path is FLOW:
         table = torch.linspace(sigma_min, sigma_max, 1000, dtype=torch.float64)
-    return SCHEDULES[key](n, sigma_min, sigma_max, path=path, table=table, tokens=256, **knobs)
+    return SCHEDULES[key](n, sigma_min, sigma_max, path=path, table=table, tokens=256, **KNOBS.get(key, {}))
 
 
 @pytest.mark.parametrize("key, path, sigma_min, sigma_max", RANGES)

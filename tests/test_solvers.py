@@ -52,6 +52,10 @@ SETTINGS = {  # one row per solver: the knobs, all without noise, whose order of
     "dlg": [{"chain_steps": 0}],
     "restart": [{"repeats": 0, "base": base} for base in ("heun", "euler")],
     "ctm_gamma": [{"gamma": 0.0}],
+    "tcd": [{"gamma": 0.0}],
+    "pcm": [{}],
+    "scm": [],  # it has no setting without noise
+    "ping_pong": [{"fresh": 0.0}],
 }
 EULER = {  # one row per solver: the knobs that make it Euler, None where no knobs do
     "auto": None,
@@ -78,6 +82,10 @@ EULER = {  # one row per solver: the knobs that make it Euler, None where no kno
     "dlg": None,
     "restart": {"repeats": 0, "base": "euler"},
     "ctm_gamma": {"gamma": 0.0},
+    "tcd": {"gamma": 0.0},
+    "pcm": {},
+    "scm": None,
+    "ping_pong": {"fresh": 0.0},
 }
 PLAIN = {  # knobs of those that otherwise need more than one step, move x before a call, or spare or gather calls
     "restart": {"repeats": 0},

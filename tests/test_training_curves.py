@@ -68,6 +68,41 @@ def test_wide_ranges_are_drawn_logarithmically(losses, scale):
     assert training_curves.plot(history(losses)).axes[0].get_yscale() == scale
 
 
+def divided(shares, losses):
+    """A history of these shares of two kinds of layer, and these losses of two thirds."""
+    rows = history([1.0] * len(shares))
+    for row, share, loss in zip(rows, shares, losses):
+        row["gradient_shares"] = None if share is None else {"attention": share, "feed-forward": 1 - share}
+        row["loss_parts"] = None if loss is None else dict(zip(("low noise", "high noise"), loss))
+    return rows
+
+
+def test_shares_are_of_smoothed_sums():
+    """Of a step without numbers, and of one whose batch had no item there, nothing is lost: 1 + 0 + 2 against 3 + 6 + 0."""
+    rows = divided([0.25] * 4, [(1.0, 3.0), None, (0.0, 6.0), (2.0, 0.0)])
+    found = training_curves.shares(rows, "loss_parts")
+    assert found["low noise"][:2] == pytest.approx([0.25, 0.25])
+    weight = 0.5**0.5  # halves in two steps
+    low, high = weight**3 * 1 + 2, weight**3 * 3 + weight * 6
+    assert found["low noise"][3] == pytest.approx(low / (low + high)) and found["high noise"][3] == pytest.approx(high / (low + high))
+    assert training_curves.shares(rows, "gradient_shares")["feed-forward"] == pytest.approx([0.75] * 4)
+    assert training_curves.shares(divided([None, 0.5], [(0.0, 0.0)] * 2), "gradient_shares")["attention"] == [None, 0.5]
+    assert training_curves.shares(divided([0.5], [(0.0, 0.0)]), "loss_parts")["low noise"] == [None]
+
+
+def test_shares_have_panels_of_their_own_where_there_are_several_parts():
+    rows = divided([0.2, 0.4, 0.6], [(1.0, 3.0), (2.0, 2.0), (4.0, 0.0)])
+    figure = training_curves.plot(rows)
+    assert [axis.get_ylabel() for axis in figure.axes[3:]] == ["share of gradient", "share of loss"]
+    for axis, name in zip(figure.axes[3:], ("gradient_shares", "loss_parts")):
+        for part, values in training_curves.shares(rows, name).items():
+            assert list(lines(axis)[part].get_ydata()) == values
+        assert axis.get_ylim() == (0, 1)
+    for row in rows:
+        row["gradient_shares"] = {"attention": 1.0}  # the only one that is trained: nothing to tell
+    assert [axis.get_ylabel() for axis in training_curves.plot(rows).axes[3:]] == ["share of loss"]
+
+
 def test_a_run_of_one_step_and_one_without_a_number_can_be_drawn():
     for losses in ([1.0], [None], [None] * 10):
         image = training_curves.draw(history(losses, skipped=set(range(1, 11))))

@@ -33,7 +33,7 @@ def candidates():
     return [
         (key, knobs)
         for key, knobs in found
-        if key != "auto" and not SOLVERS[key].stochastic and all(SOLVERS[key].count(n, **knobs) == n for n in STEPS)
+        if key != "auto" and SOLVERS[key].family != "turbo" and not SOLVERS[key].stochastic and all(SOLVERS[key].count(n, **knobs) == n for n in STEPS)
     ]
 
 

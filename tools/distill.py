@@ -41,13 +41,13 @@ def job_in(path, given, steps):
 
 
 def reference(given, recorded):
-    """What to load: the model given on the command line, by name or file, with the recorded shift."""
+    """What to load: the model given on the command line, by name or file, with the recorded shift and dtype."""
     from comfyui_distillery.nodes.demo import DEMO_MODELS
 
     if given is None:
         return recorded
     loader = "demo" if given in DEMO_MODELS else recorded["loader"] or "diffusion model"
-    return {"loader": loader, "file": given, "shift": recorded.get("shift")}
+    return {**recorded, "loader": loader, "file": given}
 
 
 def written_job(path, given):

@@ -17,9 +17,13 @@ from . import (
     momentum,
     paradigms,
     pc_langevin,
+    pcm,
     per_step,
+    ping_pong,
     restart,
     sa_solver,
+    scm,
+    tcd,
     time_shift,
     unipc,
 )
@@ -30,6 +34,6 @@ __all__ = ["SOLVERS", "Solver"]
 FILES = (
     auto, momentum, gradient_estimation, lambda_ddim, dpm_solver, deis, unipc, exp_rk, per_step,
     edm_heun, sa_solver, pc_langevin, interpolant_sde, dlg, restart, ctm_gamma,
-    paradigms, time_shift, gaussian_teleport, bdia, edict,
+    paradigms, time_shift, gaussian_teleport, bdia, edict, tcd, pcm, scm, ping_pong,
 )  # fmt: skip
 SOLVERS = {key: solver for file in FILES for key, solver in file.SOLVERS.items()}

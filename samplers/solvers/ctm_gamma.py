@@ -6,7 +6,7 @@ which any denoiser allows, that is ``alpha' denoised + sigma' (keep eps + sqrt(1
 
 from ..core import Knob, march
 from ..noise import from_seed
-from .renoise import renoised
+from .renoise import renoised, shares_through
 from .solver import Solver
 
 
@@ -16,13 +16,10 @@ def sample_ctm_gamma(
     """gamma 0 is DDIM, order 1; gamma 1 is multistep consistency sampling, core's lcm."""
     noise_sampler = noise_sampler or from_seed(x, extra_args)
     levels = sigmas.cpu().double()[1:]
-    below = levels * (1 - gamma**2) ** 0.5
-    keeps = below * path.alpha(levels) / (path.alpha(below) * levels)  # sqrt(1 - gamma^2) on VE, less on flow
-    fresh = (1 - keeps**2).sqrt()
-    keeps, fresh = keeps.tolist(), fresh.tolist()
+    keep, fresh = shares_through(path, levels * (1 - gamma**2) ** 0.5, levels)
 
     def step(i, x, denoised, sigma, sigma_next):
-        return renoised(path, x, denoised, sigma, sigma_next, keeps[i], fresh[i], noise_sampler)
+        return renoised(path, x, denoised, sigma, sigma_next, keep[i], fresh[i], noise_sampler)
 
     return march(step, model, x, sigmas, extra_args, callback)
 

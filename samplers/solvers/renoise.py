@@ -18,6 +18,15 @@ def renoised(path, x, denoised, sigma, sigma_next, keep, fresh, noise_sampler):
     return path.alpha(sigma_next) * denoised + sigma_next * eps
 
 
+def shares_through(path, below, levels):
+    """(keep, fresh) for ``renoised``, lists of (n,): jump to ``below``, at most levels, and raise the noise to levels from there.
+
+    CPU, float64, (n,) both. nan at level 0, which no step adds noise to.
+    """
+    keep = below * path.alpha(levels) / (path.alpha(below) * levels)  # below / levels on VE, less on flow
+    return keep.tolist(), (1 - keep**2).sqrt().tolist()
+
+
 def raised(path, x, sigma, sigma_up, s_noise, noise_sampler):
     """x with its noise raised from sigma to sigma_up: exact on every path, also up to sigma 1 of a flow.
 

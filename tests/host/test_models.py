@@ -10,6 +10,7 @@ FURTHER = {  # what these nodes need beside the model and a method
     "SmartGuidance": {"scale": 4.0, "saving": "balanced"},
     "PromptGuidance": {"prompt": tiny.prompt(3)},
     "Autoguidance": {"weak": {"weak": "without blocks", "start": 0.4, "end": 0.6}, "share": 1.0},
+    "TurboCheck": {"profile": "shapes-turbo-dit"},
     "Cache": {"strength": 0.5, "preset": "automatic"},
     "CacheParts": {"policy": {"policy": "interval"}, "forecast": {"forecast": "reuse"}, "site": {"site": "prediction"}},
 }

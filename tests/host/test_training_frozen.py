@@ -6,7 +6,7 @@ import comfy.ops
 import pytest
 import tiny_architectures
 import torch
-from comfyui_distillery.nodes.host_frozen import frozen, kind_of, layers_of, make_ordinary, smoothed, targets_of, weight_of
+from comfyui_distillery.nodes.host_frozen import frozen, kind_of, layers_of, make_ordinary, parts_of, smoothed, targets_of, weight_of
 
 CAST, PLAIN = comfy.ops.manual_cast, comfy.ops.disable_weight_init
 LAYERS = {  # a layer, the shape of its input
@@ -149,6 +149,19 @@ def test_presets_follow_what_layers_do():
     assert not {double + "img_mod.lin", single + "modulation.lin", "img_in", "final_layer.linear"} & blocks
     assert {double + "img_mod.lin", single + "modulation.lin", "img_in", "final_layer.linear"} <= chosen("Flux", "linear")
     assert not chosen("SD1", "linear") & {"input_blocks.0.0"} and "input_blocks.0.0" in chosen("SD1", "linear and convolutions")
+
+
+def test_every_layer_is_some_part_of_the_network():
+    flux, unet = (parts_of(tiny_architectures.build(name)) for name in ("Flux", "SD1"))
+    expected = {
+        "attention": ["double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.proj", "single_blocks.0.linear1"],
+        "feed-forward": ["double_blocks.0.img_mlp.0", "double_blocks.0.txt_mlp.2"],
+        "modulation": ["double_blocks.0.img_mod.lin", "single_blocks.0.modulation.lin"],
+        "outside the blocks": ["img_in", "time_in.in_layer", "final_layer.linear", "final_layer.adaLN_modulation.1"],
+    }
+    assert {part: [path for path in paths if flux[path] == part] for part, paths in expected.items()} == expected
+    assert unet["input_blocks.0.0"] == unet["input_blocks.1.0.in_layers.2"] == "convolution" and unet["time_embed.0"] == "outside the blocks"
+    assert set(unet.values()) == {"attention", "feed-forward", "outside the blocks", "convolution"}
 
 
 @pytest.mark.parametrize("name", tiny_architectures.NETWORKS)

@@ -1,0 +1,92 @@
+"""Turbo Check on tiny models in the real ComfyUI: what it lets through, what it warns of, what it stops."""
+
+import logging
+
+import pytest
+import tiny
+import torch
+from comfyui_distillery.nodes import host_turbo_models
+from comfyui_distillery.samplers.turbo import PROFILES
+from turbo_cases import at_timesteps, by_name, custom, latent_for, prompt, stand_in, turbo
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return stand_in("sdxl")
+
+
+@pytest.fixture(scope="module")
+def schnell():
+    return stand_in("flux-schnell")
+
+
+def checked(nodes, model, profile="auto", **more):
+    """(MODEL, SAMPLER, SIGMAS, cfg, negative, text)"""
+    return tiny.run(nodes["Distillery_TurboCheck"], model=model, profile=profile, **more)
+
+
+def test_a_graph_by_the_profile_is_let_through_as_it_is(nodes, sdxl):
+    model, shape = sdxl
+    patched, sampler, sigmas, cfg, _ = turbo(nodes, model, "dmd2-sdxl")
+    out = checked(nodes, patched, "dmd2-sdxl", sampler=sampler, sigmas=sigmas, cfg=cfg)
+    assert out[1] is sampler and out[2] is sigmas and out[3] == cfg and out[4] is None
+    assert "Nothing contradicts" in out[5]
+    latent = latent_for(shape, 2)
+    expected = custom(nodes, patched, sampler, sigmas, cfg, latent)
+    tiny.assert_same(custom(nodes, out[0], sampler, sigmas, cfg, latent), expected)
+    assert checked(nodes, patched, "dmd2-sdxl", when_sampling=False)[0] is patched
+
+
+def test_every_profile_agrees_with_itself(nodes):
+    """For each tiny base: what Turbo Sampling gives, Turbo Check does not mind."""
+    for base in ("sdxl", "flux-schnell", "wan22"):
+        model, shape = stand_in(base)
+        for key, profile in PROFILES.items():
+            if profile.base in host_turbo_models.bases_of(model) and profile.boundary is None:
+                for steps in {profile.default_steps, profile.steps[0]}:
+                    made = turbo(nodes, model, key, steps, latent=latent_for(shape))
+                    names = dict(zip(("model", "sampler", "sigmas", "cfg"), made))
+                    assert "Nothing contradicts" in checked(nodes, profile=key, **names)[5], key
+
+
+@pytest.mark.parametrize("cfg, words", [(7.0, "7"), (4.0, "4")])
+def test_guidance_on_a_guidance_free_student_is_stopped(nodes, sdxl, cfg, words):
+    with pytest.raises(ValueError, match=rf"(?i)cfg.*{words}"):
+        checked(nodes, sdxl[0], "sdxl-lightning", cfg=cfg)
+
+
+def test_warnings_name_what_is_off_and_the_remedy(nodes, sdxl, schnell):
+    model, _ = sdxl
+    text = checked(
+        nodes, model, "sdxl-lightning", sampler=by_name(nodes, "dpmpp_2m"), sigmas=at_timesteps(model, 999, 749, 499, 249), cfg=1.5,
+        negative=prompt(model, 2),
+    )[5]  # fmt: skip
+    assert text.count("Warning:") >= 2 and "dpmpp_2m" in text and "1.5" in text
+    shifted = nodes["ModelSamplingSD3"]().patch(schnell[0], 3.0)[0]
+    assert "shift" in checked(nodes, shifted, "flux-schnell")[5].lower()
+
+
+def test_another_base_is_stopped_naming_both(nodes, schnell):
+    with pytest.raises(ValueError, match=r"(?s)SDXL.*Flux\.1 schnell|Flux\.1 schnell.*SDXL"):
+        checked(nodes, schnell[0], "sdxl-lightning")
+
+
+def test_the_cfg_of_the_run_itself_is_seen_where_the_graph_could_not(nodes, sdxl):
+    model, shape = sdxl
+    patched = checked(nodes, model, "sdxl-lightning")[0]
+    levels = at_timesteps(model, 999, 749, 499, 249)
+    with pytest.raises(ValueError, match="(?i)cfg"):
+        custom(nodes, patched, by_name(nodes, "euler"), levels, 7.0, latent_for(shape))
+    with torch.inference_mode(), pytest.raises(ValueError, match="(?i)cfg"):
+        nodes["KSampler"]().sample(
+            patched, 3, 4, 7.0, "euler", "sgm_uniform", prompt(model, 1), prompt(model, 2), latent_for(shape)
+        )
+    assert custom(nodes, patched, by_name(nodes, "euler"), levels, 1.0, latent_for(shape)).isfinite().all()
+
+
+def test_warnings_of_a_run_go_to_the_log(nodes, sdxl, caplog):
+    model, shape = sdxl
+    patched = checked(nodes, model, "sdxl-lightning")[0]
+    with caplog.at_level(logging.WARNING):
+        custom(nodes, patched, by_name(nodes, "dpmpp_2m"), at_timesteps(model, 999, 749, 499, 249), 1.0, latent_for(shape))
+    assert [record for record in caplog.records if "Turbo Check" in record.message and "dpmpp_2m" in record.message]

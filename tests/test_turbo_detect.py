@@ -1,0 +1,292 @@
+"""Which base and which profile a file is for: key layouts of the three kinds of trainers, and the names files are published under."""
+
+import pytest
+from comfyui_distillery.samplers.turbo import PROFILES, base_of_lora, candidates
+from comfyui_distillery.samplers.turbo.bases import BASES, bases_of_model
+from comfyui_distillery.samplers.turbo.detect import bases_of_lora
+
+RANK = 8
+
+
+def unet(context, depth=1, deepest=1, linear=1280):
+    """(ComfyUI's names, diffusers' names) of some of a Stable Diffusion UNet's layers, {layer: (in, out)}."""
+    block = {"attn1.to_q": (linear, linear), "attn2.to_k": (context, linear), "attn2.to_v": (context, linear)}
+    ours, theirs = {"time_embed.0": (320, 1280)}, {"time_embedding.linear_1": (320, 1280)}
+    for blocks, (core, diffusers) in (
+        (depth, ("input_blocks.4.1", "down_blocks.1.attentions.0")),
+        (deepest, ("input_blocks.7.1", "down_blocks.2.attentions.0")),
+        (depth, ("output_blocks.3.1", "up_blocks.1.attentions.0")),
+    ):
+        for number in range(blocks):
+            ours |= {f"{core}.transformer_blocks.{number}.{name}": widths for name, widths in block.items()}
+            theirs |= {f"{diffusers}.transformer_blocks.{number}.{name}": widths for name, widths in block.items()}
+    return ours, theirs
+
+
+def rows(pattern, count, layers):
+    return {f"{pattern.format(number)}.{name}": widths for number in range(count) for name, widths in layers.items()}
+
+
+def sd3(width, depth):
+    streams = {"x_block.attn.qkv": (width, 3 * width), "context_block.attn.qkv": (width, 3 * width)}
+    attn = {"attn.to_q": (width, width), "attn.add_k_proj": (width, width), "attn.to_out.0": (width, width)}
+    return rows("joint_blocks.{}", depth, streams), rows("transformer_blocks.{}", depth, attn)
+
+
+def flux_like(width, double, single, mlp, linear1, modulation="mod.lin", extra=(), theirs_extra=()):
+    h = width
+    ours = rows("double_blocks.{}", double, {"img_attn.qkv": (h, 3 * h), f"img_{modulation}": (h, 6 * h), "img_mlp.0": (h, mlp)})
+    ours |= rows("single_blocks.{}", single, {"linear1": (h, linear1)})
+    attn = {"attn.to_q": (h, h), "attn.add_k_proj": (h, h)}
+    theirs = rows("transformer_blocks.{}", double, attn) | rows("single_transformer_blocks.{}", single, {"attn.to_q": (h, h)})
+    return ours | dict(extra), theirs | dict(theirs_extra)
+
+
+FLUX = flux_like(3072, 19, 38, 12288, 21504, theirs_extra={"single_transformer_blocks.0.norm.linear": (3072, 9216)}.items())
+QWEN = rows("transformer_blocks.{}", 60, {"attn.to_q": (3072, 3072), "attn.add_k_proj": (3072, 3072), "img_mlp.net.0.proj": (3072, 12288)})
+
+
+def wan(width):
+    ours = {"self_attn.q": (width, width), "cross_attn.k": (width, width), "cross_attn.k_img": (width, width), "ffn.0": (width, 8960)}
+    theirs = {"attn1.to_q": (width, width), "attn2.to_k": (width, width), "ffn.net.0.proj": (width, 8960)}
+    return rows("blocks.{}", 4, ours), rows("blocks.{}", 4, theirs)
+
+
+def ltx(width, *, audio=False):
+    layers = {"attn1.to_q": (width, width), "attn2.to_k": (width, width), "ff.net.0.proj": (width, 4 * width)}
+    layers |= {"audio_attn1.to_q": (2048, 2048), "audio_to_video_attn.to_k": (2048, 2048)} if audio else {}
+    return (rows("transformer_blocks.{}", 4, layers),) * 2
+
+
+LAYERS = {  # base: (ComfyUI's names, diffusers' names)
+    "sd15": unet(768),
+    "sd2": unet(1024),
+    "sdxl": unet(2048, 2, 10),
+    "ssd-1b": unet(2048, 2, 4),
+    "sd3": sd3(1536, 24),
+    "sd35-large": sd3(2432, 38),
+    "flux": FLUX,
+    "flux2": flux_like(6144, 8, 48, 36864, 55296),
+    "flux2-klein-4b": flux_like(
+        3072, 5, 20, 18432, 27648, theirs_extra={"single_transformer_blocks.0.attn.to_qkv_mlp_proj": (3072, 27648)}.items()
+    ),
+    "flux2-klein-9b": flux_like(4096, 8, 24, 24576, 36864),
+    "hunyuan-video": flux_like(3072, 20, 40, 12288, 21504, "mod.linear"),
+    "qwen-image": (QWEN, QWEN),
+    "z-image": (
+        rows("layers.{}", 30, {"attention.qkv": (3840, 11520), "feed_forward.w1": (3840, 10240)}),
+        rows("layers.{}", 30, {"attention.to_q": (3840, 3840), "attention.to_out.0": (3840, 3840)}),
+    ),
+    "wan21": wan(5120),
+    "wan21-1.3b": wan(1536),
+    "ltxv": ltx(4096),
+    "ltx2": ltx(4096, audio=True),
+    "pixart": (
+        rows("transformer_blocks.{}", 28, {"attn1.to_q": (1152, 1152), "attn2.to_k": (1152, 1152)}),
+        rows("transformer_blocks.{}", 28, {"attn1.to_q": (1152, 1152), "attn2.to_k": (1152, 1152)}),
+    ),
+}
+
+
+def lora(layers, prefix, down, up, join="."):
+    """{key: shape} of a LoRA file."""
+    shapes = {}
+    for layer, (width_in, width_out) in layers.items():
+        name = prefix + layer.replace(".", join)
+        shapes |= {name + down: (RANK, width_in), name + up: (width_out, RANK), f"{name}.alpha": ()}
+    return shapes
+
+
+def kohya(base):
+    return lora(LAYERS[base][0], "lora_unet_", ".lora_down.weight", ".lora_up.weight", "_")
+
+
+def comfyui(base):
+    return lora(LAYERS[base][0], "diffusion_model.", ".lora_A.weight", ".lora_B.weight")
+
+
+def peft(base):
+    prefix = "unet." if base in ("sd15", "sd2", "sdxl", "ssd-1b") else "transformer."
+    return lora(LAYERS[base][1], prefix, ".lora_A.weight", ".lora_B.weight")
+
+
+def kohya_diffusers(base):
+    return lora(LAYERS[base][1], "lora_unet_", ".lora_down.weight", ".lora_up.weight", "_")
+
+
+@pytest.mark.parametrize("layout", [kohya, comfyui, peft, kohya_diffusers])
+@pytest.mark.parametrize("base", LAYERS)
+def test_the_base_is_read_from_the_layers_in_every_layout(base, layout):
+    assert base_of_lora(layout(base)) == base
+    assert base_of_lora(layout(base) | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (RANK, 768)}) == base
+
+
+@pytest.mark.parametrize(
+    "prefix, down, up",
+    [
+        ("base_model.model.", ".lora_A.weight", ".lora_B.weight"),  # flash-sd3 and other training scripts of diffusers
+        ("unet.base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"),
+        ("", ".lora_down.weight", ".lora_up.weight"),
+        ("model.diffusion_model.", ".lora.down.weight", ".lora.up.weight"),
+        ("transformer.", "_lora.down.weight", "_lora.up.weight"),
+    ],
+)
+def test_other_prefixes_and_suffixes_in_use(prefix, down, up):
+    for base in ("sd3", "pixart", "flux", "wan21"):
+        assert base_of_lora(lora(LAYERS[base][1], prefix, down, up)) == base
+
+
+def test_old_diffusers_attention_processors():
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora"
+    assert base_of_lora({f"{name}.down.weight": (4, 768), f"{name}.up.weight": (320, 4)}) == "sd15"
+
+
+def test_wan_halves_and_flux_models_have_the_same_layers():
+    assert bases_of_lora(kohya("wan21")) == ("wan21", "wan22")
+    assert bases_of_lora(kohya("flux")) == ("flux", "flux-schnell")
+
+
+def test_flux_and_chroma_are_told_apart_by_what_only_one_of_them_has_and_else_not():
+    attention = {layer: widths for layer, widths in FLUX[0].items() if "mod" not in layer}
+    neither = lora(attention, "diffusion_model.", ".lora_A.weight", ".lora_B.weight")
+    assert base_of_lora(neither) is None and bases_of_lora(neither) == ("flux", "flux-schnell", "chroma")
+    chroma = attention | {"distilled_guidance_layer.layers.0.in_layer": (5120, 5120)}
+    assert base_of_lora(lora(chroma, "lora_unet_", ".lora_down.weight", ".lora_up.weight", "_")) == "chroma"
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {},
+        {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (8, 768)},
+        {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768)},  # no LoRA
+        lora(unet(2048, 1, 2)[0], "lora_unet_", ".lora_down.weight", ".lora_up.weight", "_"),  # Segmind Vega
+        lora(wan(3072)[0], "diffusion_model.", ".lora_A.weight", ".lora_B.weight"),  # Wan 2.2 5B
+        lora(sd3(1536, 24)[0] | {"joint_blocks.0.x_block.attn2.qkv": (1536, 4608)}, "diffusion_model.", ".lora_A.weight", ".lora_B.weight"),
+    ],
+    ids=["empty", "text encoder", "checkpoint", "vega", "wan 5B", "sd3.5 medium"],
+)
+def test_what_no_profile_is_for_is_no_base(shapes):
+    assert base_of_lora(shapes) is None
+
+
+# File names
+
+
+@pytest.mark.parametrize(
+    "base, name, key, steps",
+    [
+        ("sdxl", "sdxl_lightning_4step_lora.safetensors", "sdxl-lightning", 4),
+        ("sdxl", "SDXL/sdxl_lightning_8step_lora.safetensors", "sdxl-lightning", 8),
+        ("sdxl", "Hyper-SDXL-8steps-CFG-lora.safetensors", "hyper-sdxl-cfg", 8),
+        ("sdxl", "Hyper-SDXL-4steps-lora.safetensors", "hyper-sdxl", 4),
+        ("sdxl", "Hyper-SDXL-1step-lora.safetensors", "hyper-sdxl-unified", None),
+        ("sd15", "Hyper-SD15-12steps-CFG-lora.safetensors", "hyper-sd15-cfg", 12),
+        ("sd15", "Hyper-SD15-2steps-lora.safetensors", "hyper-sd15", 2),
+        ("sd3", "Hyper-SD3-16steps-CFG-lora.safetensors", "hyper-sd3-cfg", 16),
+        ("flux", "Hyper-FLUX.1-dev-8steps-lora.safetensors", "hyper-flux", 8),
+        ("sdxl", "dmd2_sdxl_4step_lora_fp16.safetensors", "dmd2-sdxl", 4),
+        ("sdxl", "pcm_sdxl_smallcfg_4step_converted.safetensors", "pcm-sdxl-smallcfg", 4),
+        ("sdxl", "pcm_sdxl_normalcfg_16step_converted.safetensors", "pcm-sdxl-normalcfg", 16),
+        ("sd15", "pcm_sd15_lcmlike_lora_converted.safetensors", "pcm-sd15-stochastic", None),
+        ("sd15", "lcm-lora-sdv1-5.safetensors", "lcm-lora-sd15", None),
+        ("sdxl", "lcm_lora_sdxl.safetensors", "lcm-lora-sdxl", None),
+        ("ssd-1b", "lcm-lora-ssd-1b.safetensors", "lcm-lora-ssd-1b", None),
+        ("sdxl", "TCD-SDXL-LoRA.safetensors", "tcd-sdxl", None),
+        ("sd2", "tcd_sd21_base_lora.safetensors", "tcd-sd21", None),
+        ("pixart", "flash-pixart.safetensors", "flash-pixart", None),
+        ("sd3", "flash_sd3.safetensors", "flash-sd3", None),
+        ("qwen-image", "Qwen-Image-Lightning-8steps-V1.0.safetensors", "qwen-image-lightning", 8),
+        ("qwen-image", "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors", "qwen-image-lightning", 4),
+        ("qwen-image", "Wuli-Qwen-Image-2512-Turbo-LoRA-2steps-V1.0-bf16.safetensors", "qwen-image-turbo-wuli", 2),
+        ("wan21", "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors", "wan21-lightx2v", None),
+        ("wan21", "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors", "wan21-lightx2v", None),
+        ("wan21", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", "wan22-t2v-lightx2v", 4),
+        ("wan21", "Wan2.2-Lightning_I2V-A14B-4steps-lora_LOW_fp16.safetensors", "wan22-i2v-lightx2v", 4),
+        ("wan21", "Wan21_CausVid_14B_T2V_lora_rank32.safetensors", "causvid-wan21", None),
+        ("wan21-1.3b", "Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors", "causvid-wan21-1.3b", None),
+        ("flux2", "Flux_2-Turbo-LoRA_comfyui.safetensors", "flux2-turbo", None),
+        ("flux", "FLUX.1-Turbo-Alpha.safetensors", "flux-turbo-alpha", None),
+        ("ltx2", "ltx-2-19b-distilled-lora-384.safetensors", "ltx2-distilled", None),
+        ("ltxv", "ltxv-13b-0.9.7-distilled-lora128.safetensors", "ltxv-distilled", None),
+        ("hunyuan-video", "hyvideo_FastVideo_LoRA-fp8.safetensors", "hunyuan-fast", None),
+    ],
+)
+def test_published_loras_are_told_by_name_and_layers(base, name, key, steps):
+    for layout in (kohya, peft):
+        (found, count, why), *others = candidates(layout(base), {}, name)
+        assert (found, count) == (key, steps) and not others
+        assert name.split("/")[-1] in why and BASES[PROFILES[key].base].title in why
+
+
+@pytest.mark.parametrize(
+    "name, keys",
+    [
+        ("sd_xl_turbo_1.0_fp16.safetensors", ["sdxl-turbo"]),
+        ("sd_turbo.safetensors", ["sd-turbo"]),
+        ("sd3.5_large_turbo.safetensors", ["sd3.5-large-turbo"]),
+        ("flux1-schnell-fp8.safetensors", ["flux-schnell"]),
+        ("sdxl_lightning_1step_x0.safetensors", ["sdxl-lightning-1step"]),
+        ("sdxl_lightning_4step.safetensors", ["sdxl-lightning"]),
+        ("dmd2_sdxl_1step_unet_fp16.safetensors", ["dmd2-sdxl-1step"]),
+        ("Hyper-SDXL-1step-Unet-Comfyui.fp16.safetensors", ["hyper-sdxl-1step"]),
+        ("z_image_turbo_bf16.safetensors", ["z-image-turbo"]),
+        ("flux-2-klein-4b-fp8.safetensors", ["flux2-klein-4b"]),
+        ("flux-2-klein-base-4b-fp8.safetensors", []),
+        ("hidream_i1_fast_fp8.safetensors", ["hidream-fast"]),
+        ("ltx-2.3-22b-distilled-fp8.safetensors", ["ltx2-distilled"]),
+        ("ltxv-13b-0.9.8-distilled.safetensors", ["ltxv-distilled"]),
+        ("LCM_Dreamshaper_v7_4k.safetensors", ["lcm-sd15"]),
+        ("krea2_turbo_fp8_scaled.safetensors", ["krea2-turbo"]),
+        ("wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", []),
+        ("Wan21_T2V_14B.safetensors", []),
+        ("sd_xl_base_1.0.safetensors", []),
+        ("flux1-dev.safetensors", []),
+        ("Chroma1-HD-fp8mixed.safetensors", []),
+        ("Chroma1-Flash.safetensors", ["chroma-flash"]),
+        ("qwen_image_fp8_e4m3fn.safetensors", []),
+        ("v1-5-pruned-emaonly.safetensors", []),
+        ("", []),
+    ],
+)
+def test_published_checkpoints_are_told_by_name_and_undistilled_ones_are_not_taken_for_them(name, keys):
+    assert [key for key, _, _ in candidates({}, {}, name)] == keys
+
+
+def test_layers_overrule_the_name():
+    assert candidates(kohya("sd15"), {}, "sdxl_lightning_4step_lora.safetensors") == []
+    assert [key for key, _, _ in candidates({}, {}, "lcm-lora.safetensors")] == ["lcm-lora-sd15", "lcm-lora-sdxl", "lcm-lora-ssd-1b"]
+    assert [key for key, _, _ in candidates(kohya("sdxl"), {}, "lcm-lora.safetensors")] == ["lcm-lora-sdxl"]
+
+
+def test_a_style_lora_for_a_distilled_checkpoint_is_no_turbo_lora():
+    assert candidates(peft("z-image"), {}, "pixel_art_style_z_image_turbo.safetensors") == []
+
+
+def test_metadata_speaks_where_the_name_does_not_and_the_name_comes_first():
+    metadata = {"ss_output_name": "sdxl_lightning_4step_lora", "modelspec.title": "Hyper-SDXL-8steps-lora"}
+    ((key, steps, why), *_) = candidates(kohya("sdxl"), metadata, "fast.safetensors")
+    assert (key, steps) == ("sdxl-lightning", 4) and "its metadata says ss_output_name sdxl_lightning_4step_lora" in why
+    assert candidates(kohya("sdxl"), metadata, "dmd2_sdxl_4step_lora.safetensors")[0][0] == "dmd2-sdxl"
+    assert candidates(kohya("sdxl"), {}, "fast.safetensors") == []
+
+
+# Loaded models
+
+
+@pytest.mark.parametrize(
+    "core, config, bases",
+    [
+        ("SDXL", {"model_channels": 320}, ("sdxl",)),
+        ("SD3", {"depth": 38}, ("sd35-large",)),
+        ("FluxSchnell", {"hidden_size": 3072}, ("flux-schnell",)),
+        ("FluxSchnell", {"hidden_size": 128}, ("shapes-dit",)),
+        ("SD15", {"model_channels": 64}, ("shapes-unet",)),
+        ("WAN21_T2V", {"dim": 5120}, ("wan21", "wan22")),
+        ("WAN21_T2V", {"dim": 1536}, ("wan21-1.3b",)),
+        ("Flux2", {"hidden_size": 4096}, ("flux2-klein-9b",)),
+        ("StableAudio", {}, ()),
+    ],
+)
+def test_models_are_told_by_their_class_and_width(core, config, bases):
+    assert bases_of_model(core, config) == bases
