@@ -29,7 +29,8 @@ def candidates():
     """{name: (SAMPLER, its evaluations in so many steps)}. Ours run with their default knobs."""
     theirs = {f"core {name}": (core(name), lambda steps: steps) for name in CORE}
     theirs["core heun"] = (core("heun"), lambda steps: 2 * steps - 1)  # the last step is one of Euler's
-    return theirs | {name: (hosted.method(name), solver.count) for name, solver in SOLVERS.items() if not solver.stochastic and solver.family != "turbo"}
+    ours = {name: solver for name, solver in SOLVERS.items() if not solver.stochastic and solver.family != "turbo"}
+    return theirs | {name: (hosted.method(name), solver.count) for name, solver in ours.items()}
 
 
 def most_steps(count, budget):

@@ -13,12 +13,11 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from ..distill.formats import Profile, from_file
 from ..samplers.turbo import BASES, PROFILES, candidates
 from ..samplers.turbo.detect import bases_of_lora
-from . import turbo_text
 from .host_frozen import layers_of
 from .host_lora_formats import names_to_read
 from .host_turbo import TurboLora
 from .host_turbo_models import bases_of, title_of
-from .host_turbo_sampling import AUTO, Choice, offered_for
+from .host_turbo_sampling import AUTO, as_choice, offered_for
 
 TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")  # how the names of a text encoder's layers begin
 
@@ -61,11 +60,8 @@ def choose(file, model, key=AUTO, steps=0):
         why = next(why for found, _, why in seen if found == key)
     else:
         why = "chosen"
-    profile = PROFILES[key]
     of_file = next((count for found, count, _ in seen if found == key), None)
-    if steps and steps not in profile.steps:
-        raise ValueError(f"steps is {steps}: {profile.title} is offered in {turbo_text.counts(profile.steps)}. Take one of these, or 0.")
-    return Choice(profile, steps or of_file or profile.default_steps, why)
+    return as_choice(PROFILES[key], of_file, why, steps)
 
 
 def applied(model, file, strength):

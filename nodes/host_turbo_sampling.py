@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
-from ..samplers.turbo import BASES, PROFILES, Shift, TurboProfile, candidates, problems, sigmas_of
+from ..samplers.turbo import BASES, PROFILES, Problem, Shift, TurboProfile, candidates, problems, sigmas_of
 from . import host, turbo_text
 from .host_turbo import sampler_named
 from .host_turbo_models import (
@@ -60,9 +60,15 @@ def choose(model, key=AUTO, steps=0):
     steps: 0 takes those that the file is for, or else the profile's own default. ValueError where AUTO finds nothing or cannot
     tell, and for steps that are not offered.
     """
-    profile, of_file, why = _found(model) if key == AUTO else _asked_for(model, key)
+    return as_choice(*(_found(model) if key == AUTO else _asked_for(model, key)), steps)
+
+
+def as_choice(profile, of_file, why, steps=0):
+    """The Choice of a profile. of_file: the number of steps that the weights are for, None where for several. steps: as in ``choose``."""
     if steps and steps not in profile.steps:
         raise ValueError(f"steps is {steps}: {profile.title} is offered in {turbo_text.counts(profile.steps)}. Take one of these, or 0.")
+    if steps and of_file and steps != of_file:
+        why = f"{why}; the weights are for {turbo_text.steps(of_file)}, and others were asked for"
     return Choice(profile, steps or of_file or profile.default_steps, why)
 
 
@@ -77,6 +83,7 @@ def prepared(model, choice, denoise=1.0, latent=None):
         raise ValueError(f"denoise is {denoise}: it must be above 0 and at most 1, which runs all of the profile.")
     check_base(model, profile)
     patched, notes = patch(model, profile, steps, latent)
+    notes += [f"{missing.text} {missing.remedy}" for missing in lora_problems(model, profile)]
     sigmas = levels(patched, profile, steps, denoise, latent)
     text = turbo_text.chosen(choice, sigmas, denoise, notes)
     return Prepared(choice, patched, sampler_named(profile.sampler, profile.knobs), sigmas, text)
@@ -146,7 +153,7 @@ def patch(model, profile, steps, latent=None):
         return with_x0(model), ["MODEL patched: its network predicts the clean latent (x0)."]
     if not profile.is_flow or profile.shift is None:
         return model, []
-    shift = profile.shift_at(None if latent is None else host.token_count(model, latent), steps)
+    shift = profile.shift_at(tokens_of(model, profile, latent), steps)
     patched = with_shift(model, shift)
     return patched, [] if patched is model else [f"MODEL patched: shift {shift:.4g} instead of {shift_of(model):.4g}."]
 
@@ -154,8 +161,13 @@ def patch(model, profile, steps, latent=None):
 def levels(model, profile, steps, denoise=1.0, latent=None):
     """SIGMAS of a profile, for a MODEL that has its patches."""
     table = host.timestep_table(model.get_model_object("model_sampling"))
-    tokens = None if latent is None else host.token_count(model, latent)
-    return sigmas_of(profile, steps, path_of(model), table, denoise, tokens)
+    return sigmas_of(profile, steps, path_of(model), table, denoise, tokens_of(model, profile, latent))
+
+
+def tokens_of(model, profile, latent=None):
+    """How many tokens the network makes of a LATENT, for a profile that goes by them; else None."""
+    goes_by_size = latent is not None and isinstance(profile.shift, Shift)
+    return host.token_count(model, latent) if goes_by_size else None
 
 
 def split(sigmas, boundary):
@@ -202,10 +214,23 @@ def problems_of(model, profile, sampler=None, sigmas=None, cfg=None, negative=No
         known = sorted({sigma for run in runs for sigma in run.tolist()}, reverse=True) or None
         is_whole = sigmas[-1] == 0 and (known is None or sigmas[0] >= 0.98 * known[0])
         steps = len(sigmas) - 1 if is_whole else None
-    return problems(
+    found = problems(
         profile, steps=steps, cfg=cfg, shift=shift_of(model), sigmas=sigmas, sampler=sampler and sampler_name(sampler),
         base=bases_of(model), prediction=prediction_of(model), negative=negative, expected=known,
     )  # fmt: skip
+    return found + lora_problems(model, profile)
+
+
+def lora_problems(model, profile):
+    """A warning where the profile is of a LoRA and the MODEL has none."""
+    if profile.form != "lora" or model.patches or carried(model) is not None:
+        return []
+    return [
+        Problem(
+            "warning", f"{profile.title} is a LoRA, and the model has none applied.",
+            "Apply it with Load Turbo LoRA, unless the checkpoint has it merged in.",
+        )
+    ]  # fmt: skip
 
 
 def refuse(found):

@@ -55,14 +55,16 @@ def apply_foreign(cls, model, path, strength, key, steps, latent):
     file = foreign.read(path)
     choice = foreign.choose(file, model, key, steps)
     patched, changed = foreign.applied(model, file, strength * choice.profile.strength)
+    patched = carrying(patched, choice.profile, choice.steps, f"the LoRA {file.name} is for it: {choice.why}")
     found = prepared(patched, choice, 1.0, latent)
-    patched = carrying(found.model, choice.profile, choice.steps, f"the LoRA {file.name} is for it: {choice.why}")
     try:
         turbo = foreign.as_turbo_lora(model, file, choice, found.sigmas)
     except ValueError as error:
         turbo = ExecutionBlocker(f"turbo_lora of {file.name}: {error}")
     text = f"{changed}\n{found.text}"
-    return io.NodeOutput(patched, found.sampler, found.sigmas, found.cfg, text, turbo, ui=show(cls, text))
+    if choice.profile.boundary is not None:
+        text += "\nFor a pair of networks: load the other LoRA onto the other model, and connect both to Turbo Sampling (Two Networks)."
+    return io.NodeOutput(found.model, found.sampler, found.sigmas, found.cfg, text, turbo, ui=show(cls, text))
 
 
 def described(turbo):

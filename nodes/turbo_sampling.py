@@ -2,6 +2,7 @@
 
 import node_helpers
 from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
 
 from ..samplers.turbo import PROFILES
 from . import host_turbo_sampling as wiring
@@ -32,6 +33,7 @@ HIGH, LOW = (
 )
 SAMPLER = io.Sampler.Output(tooltip="The sampler that the model was made for: for SamplerCustom.")
 CFG = io.Float.Output("cfg", display_name="cfg", tooltip="The CFG that the model was made for; 1 is none, and half the work.")
+NOTHING = "Turbo Check was given no {0}, so none comes out: connect its {0} input, or what you need it for to where it is from."
 TEXT = io.String.Output("text", display_name="text", tooltip="What was chosen and why, its source and licence, and what is not confirmed.")
 
 
@@ -190,7 +192,9 @@ class TurboCheck(io.ComfyNode):
         if when_sampling:
             model = wiring.with_check(model, choice.profile)
         text = f"{choice.profile.title}: {choice.why}.\n{turbo_text.found(found)}"
-        return io.NodeOutput(model, sampler, sigmas, cfg, negative, text, ui=show(cls, text))
+        given = {"sampler": sampler, "sigmas": sigmas, "cfg": cfg, "negative": negative}
+        passed = [ExecutionBlocker(NOTHING.format(name)) if value is None else value for name, value in given.items()]
+        return io.NodeOutput(model, *passed, text, ui=show(cls, text))
 
 
 NODES = [TurboSampling, TurboKSampler, TurboStages, TurboCheck]

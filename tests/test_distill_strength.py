@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import pytest
 import torch
 from comfyui_distillery.distill.batch import Data
 from comfyui_distillery.distill.lora import LoraSet
@@ -18,14 +17,14 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 class Network(Roles):
-    """A frozen network of three layers, whose answer to x depends on a condition by far more than first order, and a LoRA on it."""
+    """A frozen network of three layers, far from linear in its condition, and a LoRA on it."""
 
     def __init__(self, path, seed=0):
         fork = torch.Generator().manual_seed(seed)
         sizes = [(CHANNELS + 2, WIDTH), (WIDTH, WIDTH), (WIDTH, CHANNELS)]
         self.path, self.layers = path, {str(i): torch.nn.Linear(*size).requires_grad_(False) for i, size in enumerate(sizes)}
         for layer in self.layers.values():
-            layer.weight.copy_(1.5 * torch.randn(layer.weight.shape, generator=fork) / layer.in_features**0.5)
+            layer.weight.copy_(2.5 * torch.randn(layer.weight.shape, generator=fork) / layer.in_features**0.5)
             layer.bias.copy_(0.3 * torch.randn(layer.bias.shape, generator=fork))
         self.lora = LoraSet.create(self.layers, 8, generator=fork)
 
@@ -68,6 +67,7 @@ def errors(roles):
 
 
 def test_strength_is_guidance_where_it_was_taught():
+    """Nearer to the teacher at low strengths than a LoRA taught at strength 1 alone, for a little at strength 1."""
     slider, fixed = errors(taught(True)), errors(taught(False))
-    print(slider, fixed)
-    assert max(slider) < 0.3
+    assert all(error < 0.2 * strength for error, strength in zip(slider, STRENGTHS))  # a LoRA of zeros would be off by the strength
+    assert slider[0] < 0.85 * fixed[0] and slider[1] < 0.95 * fixed[1] and slider[3] < 1.3 * fixed[3]

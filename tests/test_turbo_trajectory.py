@@ -4,6 +4,7 @@ import ast
 import math
 import pathlib
 import textwrap
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +33,7 @@ def published(file, name):
         named = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         if getattr(node, "name", None) == name or name in named:
             found = {}
-            exec(textwrap.dedent(ast.get_source_segment(source, node, padded=True)), found)
+            exec(textwrap.dedent(ast.get_source_segment(source, node, padded=True)), found)  # noqa: S102  diffusers' own source
             return found[name]
     raise LookupError(f"{file} has no {name}")
 
@@ -67,12 +68,12 @@ def at(timesteps):
     return torch.cat([TABLE[timesteps.long()], TABLE.new_zeros(1)]).float()
 
 
-def with_spacing(*spacings, sampler=None, is_flow=None):
+def with_spacing(*spacings, sampler=None, is_flow=None, trained=None):
     return [
         pytest.param(profile, steps, id=f"{profile.key}-{steps}")
         for profile in PROFILES.values()
         for steps in profile.steps
-        if profile.spacing in spacings and sampler in (None, profile.sampler) and is_flow in (None, profile.is_flow)
+        if profile.spacing in spacings and sampler in (None, profile.sampler) and is_flow in (None, profile.is_flow) and trained in (None, profile.trained)
     ]
 
 
@@ -107,13 +108,13 @@ def test_lcm_and_tcd_profiles_visit_their_schedulers_timesteps_at_any_strength(s
         assert torch.equal(ours(profile, steps, denoise), at(theirs.timesteps)), profile.key
 
 
-@pytest.mark.parametrize("key", ["dmd2-sdxl", "dmd2-sdxl-1step", "hyper-sdxl-1step"])
-@pytest.mark.parametrize("denoise", [0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize(
+    "key, denoise",
+    [("dmd2-sdxl", 0.25), ("dmd2-sdxl", 0.5), ("dmd2-sdxl", 0.75), ("dmd2-sdxl", 1.0), ("dmd2-sdxl-1step", 1.0), ("hyper-sdxl-1step", 1.0)],
+)
 def test_custom_timesteps_are_what_lcm_scheduler_makes_of_them(key, denoise):
     profile = PROFILES[key]
     steps = profile.default_steps
-    if steps == 1 and denoise < 1:
-        pytest.skip("one step has no part")
     theirs = LCMScheduler(**BETAS)
     theirs.set_timesteps(timesteps=[int(point) for point in profile.points[steps]], strength=denoise)
     assert torch.equal(ours(profile, steps, denoise), at(theirs.timesteps))
@@ -147,6 +148,15 @@ def test_sd3_profiles_have_the_sigmas_of_a_pipeline_that_gives_none(profile, ste
     theirs = FlowMatchEulerDiscreteScheduler(shift=profile.shift)
     theirs.set_timesteps(steps)
     assert torch.allclose(ours(profile, steps), theirs.sigmas, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("profile, steps", with_spacing("beta"))
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_beta_profiles_have_the_beta_sigmas_of_flow_match_euler(profile, steps, shift):
+    pytest.importorskip("scipy")
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift, use_beta_sigmas=True)
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+    assert torch.allclose(ours(replace(profile, shift=shift), steps), theirs.sigmas, rtol=1e-6, atol=0)
 
 
 def test_flux2_turbo_levels_are_shifted_by_size():
@@ -189,10 +199,8 @@ def test_wan_levels_are_those_its_authors_name_and_split_in_the_middle():
 # Part of a run, for image to image
 
 
-@pytest.mark.parametrize("profile, steps", with_spacing("trailing"))
+@pytest.mark.parametrize("profile, steps", with_spacing("trailing", "linspace", "beta", trained="any"))
 def test_a_part_is_what_the_image_to_image_pipeline_takes(profile, steps):
-    if profile.trained == "listed":
-        pytest.skip("it takes trained levels by their noise")
     full = ours(profile, steps)
     for denoise in STRENGTHS:
         scheduler = SimpleNamespace(timesteps=full[:-1], order=1)

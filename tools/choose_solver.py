@@ -29,12 +29,9 @@ VARIANTS = {  # beside the defaults
 
 def candidates():
     """[(key, knobs)] of all that call the model once a step and draw no noise."""
-    found = [(key, {}) for key in SOLVERS] + [(key, knobs) for key, rows in VARIANTS.items() for knobs in rows]
-    return [
-        (key, knobs)
-        for key, knobs in found
-        if key != "auto" and SOLVERS[key].family != "turbo" and not SOLVERS[key].stochastic and all(SOLVERS[key].count(n, **knobs) == n for n in STEPS)
-    ]
+    usual = [key for key, solver in SOLVERS.items() if solver.family not in ("auto", "turbo") and not solver.stochastic]
+    found = [(key, {}) for key in usual] + [(key, knobs) for key, rows in VARIANTS.items() for knobs in rows]
+    return [(key, knobs) for key, knobs in found if all(SOLVERS[key].count(n, **knobs) == n for n in STEPS)]
 
 
 def winner(errors):

@@ -43,13 +43,14 @@ How to read the table:
 - **Steps**: those offered; the usual number in bold.
 - **Noise levels**: the levels at which the network is evaluated. *Timesteps* count from 0 to 999 in the training table; *levels* of a
   flow go from 1 to 0 before the shift; *sigmas* are as ComfyUI counts them. A rule has a name: *trailing* (even, from the last timestep;
-  on flow 1, 1 - 1/n, ...), *lcm* (LCMScheduler's), *linspace* (evenly down to the last level, as SD3's pipeline).
+  on flow 1, 1 - 1/n, ...), *lcm* (LCMScheduler's), *linspace* (evenly down to the last level, as SD3's pipeline),
+  *beta* (use_beta_sigmas of FlowMatchEulerDiscreteScheduler).
 - **Knows**: *these* means that the student was trained at these levels only. Below denoise 1 it then gets those at or below that share
   of its time, never another: four steps of DMD2 at denoise 0.5 are its timesteps 499 and 249. *Any* level: the last share of the steps,
   as diffusers' image-to-image pipelines take it; with the rule *lcm*, all steps within the share.
 - **CFG**: the usual scale, and what the student bears. Where it is never above 1, a negative prompt has no effect.
 - **Not confirmed**: fields that neither diffusers 0.42.1, nor a workflow that ComfyUI ships, nor firm knowledge of the paper or model card
-  confirmed. The nodes show them too.
+  confirmed. The nodes show them too. diffusers and the workflows were read; papers and model cards are named from knowledge of them.
 
 What is proved: `tests/test_turbo_trajectory.py` compares every timestep and noise level with the scheduler of diffusers that the family is
 published with, parts of a run with the image-to-image pipelines; `tests/test_turbo_detect.py` tells families by published file names
@@ -71,20 +72,26 @@ def page():
 
 
 def row(profile):
-    steps = ", ".join(f"**{steps}**" if steps == profile.default_steps else str(steps) for steps in profile.steps)
     strength = "" if profile.form == "checkpoint" else f"{profile.strength:g}"
     cells = [
-        f"`{profile.key}`", f"{profile.title}; {FORMS[profile.form]}", BASES[profile.base].title, steps, levels(profile),
+        f"`{profile.key}`", f"{profile.title}; {FORMS[profile.form]}", BASES[profile.base].title, steps(profile), levels(profile),
         "these" if profile.trained == "listed" else "any", shift(profile), sampler(profile), cfg(profile), strength, profile.licence,
         "; ".join(profile.sources), remarks(profile),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 
+def steps(profile):
+    first, last = profile.steps[0], profile.steps[-1]
+    if len(profile.steps) > 4 and last - first == len(profile.steps) - 1:
+        return f"{first} to {last}, **{profile.default_steps}**"
+    return ", ".join(f"**{count}**" if count == profile.default_steps else str(count) for count in profile.steps)
+
+
 def levels(profile):
     if profile.spacing:
         return profile.spacing
-    return f"{profile.unit} " + "; ".join(", ".join(f"{point:.4g}" for point in profile.points[steps]) for steps in profile.steps)
+    return f"{profile.unit} " + "; ".join(", ".join(f"{point:.4g}" for point in profile.points[count]) for count in profile.steps)
 
 
 def shift(profile):

@@ -5,7 +5,7 @@ step() what the network says. Here the MODEL is called in ComfyUI's coordinates 
 latent is told to step() as the prediction that the scheduler expects. diffusers is an optional extra, imported when used.
 """
 
-from .catalogue import REFUSED, STATES, USABLE
-from .prepare import GRIDS, Facts, prepare
+from .catalogue import REFUSED, USABLE
+from .prepare import Facts, prepare
 
-__all__ = ["GRIDS", "REFUSED", "STATES", "USABLE", "Facts", "prepare"]
+__all__ = ["REFUSED", "USABLE", "Facts", "prepare"]

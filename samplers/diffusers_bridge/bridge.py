@@ -12,7 +12,6 @@ from . import config
 from .catalogue import USABLE
 from .levels import calls_of, is_flow, level_for, output
 
-GRIDS = ("own", "even", "timesteps", "sigmas")
 LARGEST = 1e-3  # two tables of noise levels are one where no entry differs by more than this share
 
 
@@ -20,8 +19,8 @@ LARGEST = 1e-3  # two tables of noise levels are one where no entry differs by m
 class Bridge:
     """A scheduler, and what a pipeline would pass it. ``made`` is never stepped: runs work on copies, some take a second to make.
 
-    grid: "own", as set_timesteps spaces its steps; "even", sigmas 1 to 1 / steps, as the pipelines of Flux, Qwen-Image, Wan and
-    others pass them; "timesteps" or "sigmas": ``values``, falling. mu: of config's dynamic shifting. eta: None for the
+    grid: "own", as set_timesteps spaces its steps; "even", sigmas 1 to 1 / steps, as the pipelines of Flux, Qwen-Image and others
+    pass them; "timesteps" or "sigmas": ``values``, falling. mu: of config's dynamic shifting. eta: None for the
     scheduler's own. path, sigma_max: of the MODEL.
     """
 

@@ -25,6 +25,9 @@ class Usable:
     calls: str = "one"
     sigmas: str | None = None
 
+    def __post_init__(self):
+        assert self.state in STATES and self.calls in ("one", "pair", "pndm") and self.sigmas in (None, "with 0", "without 0")
+
 
 USABLE = {
     "DDIMScheduler": Usable("table"),

@@ -8,11 +8,10 @@ from itertools import pairwise
 import torch
 
 from . import config
-from .bridge import GRIDS, LARGEST, Bridge
+from .bridge import LARGEST, Bridge
 from .catalogue import USABLE
 from .levels import PURE, is_flow
 
-__all__ = ["GRIDS", "Facts", "prepare"]
 FLUX = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}  # FluxPipeline's
 
 

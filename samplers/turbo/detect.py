@@ -4,6 +4,7 @@ import re
 from pathlib import PurePath
 
 from .bases import BASES
+from .published import PROFILES
 
 PREFIXES = re.compile(
     r"^(model\.diffusion_model\.|diffusion_model\.|(unet\.)?base_model\.model\.|transformer\.|unet\.|lora_unet_|lora_transformer_|lycoris_)"
@@ -58,8 +59,6 @@ def candidates(shapes, metadata, filename):
     shapes: {key: shape} of a LoRA; empty for a checkpoint, or where nothing is known of the layers. metadata: {name: text} of its
     header. A profile for another base than the layers show is left out. steps: where the file is for one number of steps.
     """
-    from . import PROFILES  # here, not at the top: that file reads this one
-
     bases = bases_of_lora(shapes)
     texts = [("its name is", PurePath(filename).name)]
     texts += [(f"its metadata says {name}", metadata[name]) for name in ("ss_output_name", "modelspec.title") if metadata.get(name)]

@@ -11,11 +11,7 @@ PREDICTIONS = ("eps", "v", "x0", "flow", "cosmos")
 FORMS = ("checkpoint", "lora", "both")
 TRAINED = ("any", "listed")
 UNITS = ("timesteps", "levels", "sigmas")
-SPACINGS = {  # name of a rule of trajectory.py: whether it is for flow, and its settings
-    "trailing": (None, ()),
-    "lcm": (False, ("original_steps",)),
-    "linspace": (True, ()),
-}
+SPACINGS = {"trailing": (True, False), "lcm": (False,), "linspace": (True,), "beta": (True,)}  # rule of trajectory.py: for flow or not
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,11 @@ class TurboProfile:
     it is published as a checkpoint, a LoRA or both. steps: offered; default_steps: one of them.
     Where the steps lie is one of: points, {steps: (...)}, the levels at which the network is evaluated, falling, without the 0 at
     the end, in a unit: "timesteps" (entries of the training table, 0 to 999), "levels" (of a flow, 0 to 1, before the shift) or
-    "sigmas" (as ComfyUI counts them, after any shift); or spacing, the name of a rule, with spacing_knobs: see trajectory.py.
+    "sigmas" (as ComfyUI counts them, after any shift); or spacing, the name of a rule: see trajectory.py.
     trained: "listed" where the student knows these levels only, "any" where it knows them all.
     shift: of a flow, as ModelSamplingSD3 counts it; a ``Shift`` where it depends on the size; None: the model's own.
     sampler: a name in ComfyUI's list or in SOLVERS; knobs: of it. cfg: the usual scale; cfg_range: what the student bears. guidance:
-    the embedded guidance (FluxGuidance), None where there is none. negative: whether a negative prompt has any effect at cfg.
+    the embedded guidance (FluxGuidance), None where there is none. negative: whether a negative prompt is of use, at a cfg above 1.
     strength: of the LoRA. own_files: each number of steps has weights of its own. boundary: of a pair of networks, the sigma at
     and above which the high-noise one works; None for one network. names: patterns of file names, lower case, tried with
     re.search; a group called steps tells which file it is. licence, sources, note: for people. unavailable: why ComfyUI cannot
@@ -89,7 +85,6 @@ class TurboProfile:
     unit: str = ""
     points: dict[int, tuple[float, ...]] = field(default_factory=dict)
     spacing: str = ""
-    spacing_knobs: dict = field(default_factory=dict)
     shift: float | Shift | None = None
     knobs: dict = field(default_factory=dict)
     guidance: float | None = None
@@ -212,9 +207,7 @@ def check_trajectory(profile, require):
     require(bool(profile.points) != bool(profile.spacing), "spacing", "given where no timesteps, levels or sigmas are, and only there")
     if profile.spacing:
         require(profile.spacing in SPACINGS, "spacing", "one of " + ", ".join(SPACINGS))
-        for_flow, settings = SPACINGS[profile.spacing]
-        require(for_flow in (None, profile.is_flow), "spacing", "one for the profile's prediction")
-        require(set(profile.spacing_knobs) <= set(settings), "spacing_knobs", f"settings of the rule: {', '.join(settings) or 'none'}")
+        require(profile.is_flow in SPACINGS[profile.spacing], "spacing", "one for what the profile predicts")
         return
     require(profile.unit in UNITS, "unit", "one of " + ", ".join(UNITS))
     require(profile.unit != "timesteps" or not profile.is_flow, "unit", "levels or sigmas for a flow model")

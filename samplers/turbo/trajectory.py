@@ -1,11 +1,14 @@
 """The noise levels of a run with a distilled model, from its profile."""
 
+from math import gamma
+
 import torch
 
 from ..core import check_sigmas
 from ..schedules.distilled import lcm_timesteps
 from ..schedules.timesteps import levels_between
 
+DISTILLED_AT = 50  # timesteps of LCM's and TCD's distillation, of which their schedulers pick; original_inference_steps
 ON_LEVEL = 1e-4  # as a share of the model's time, a tenth of a timestep: denoise 0.5 includes the level at 0.5
 
 
@@ -60,21 +63,21 @@ def listed(numbers):
 
 def lcm_levels(profile, steps, path, table, denoise):
     """LCM's timesteps within the share: those of a table that ends with it."""
-    original = profile.spacing_knobs.get("original_steps", 50)
-    within = int(original * denoise)
+    within = int(DISTILLED_AT * denoise)
     if within < steps:
         raise ValueError(
-            f"denoise is {denoise:g}, and of the {original} timesteps of the profile {profile.key} only {within} lie within it. Lower "
-            f"steps to that, or raise denoise to {steps / original:.2g}."
+            f"denoise is {denoise:g}, and of the {DISTILLED_AT} timesteps of the profile {profile.key} only {within} lie within it. Lower "
+            f"steps to that, or raise denoise to {steps / DISTILLED_AT:.2g}."
         )
-    return lcm_timesteps(steps, 0.0, 0.0, path=path, table=table[: within * (len(table) // original)], original_steps=within)[:-1]
+    return lcm_timesteps(steps, 0.0, 0.0, path=path, table=table[: within * (len(table) // DISTILLED_AT)], original_steps=within)[:-1]
 
 
 def full_run(profile, steps, path, table, tokens):
     """(sigmas, times), (steps,) float64 each: the levels of a whole run, and their shares of the model's time, 0 to 1.
 
-    spacing "linspace" goes evenly from time 1 down to the number that is the noise level at time 0.001, and shifts that: as
-    FlowMatchEulerDiscreteScheduler does where a pipeline gives it no sigmas (SD3), and Stability's own sampler.
+    On flow spacing "linspace" goes evenly from time 1 down to the number that is the noise level at time 0.001, and shifts that:
+    as FlowMatchEulerDiscreteScheduler does where a pipeline gives it no sigmas (SD3), and Stability's own sampler. "beta" spreads
+    the range of "trailing" as its use_beta_sigmas does: Lee et al. 2024, arXiv:2407.12173.
     """
     if profile.unit == "sigmas":
         sigmas = torch.tensor(profile.points[steps], dtype=torch.float64)
@@ -91,10 +94,28 @@ def full_run(profile, steps, path, table, tokens):
     def levels(times):
         return levels_between(times * len(table) - 1, path, table) if shift is None else shifted(times, shift)
 
+    if profile.spacing == "beta":
+        lowest = levels(times)[-1]
+        return lowest + (1 - lowest) * beta_quantiles(torch.linspace(1, 0, steps, dtype=torch.float64)), times
     if profile.spacing == "linspace":
         lowest = levels(torch.tensor([0.001], dtype=torch.float64))
         times = 1 + (lowest - 1) * torch.linspace(0, 1, steps, dtype=torch.float64)
     return levels(times), times
+
+
+def beta_quantiles(shares, shape=0.6):
+    """Where a Beta(shape, shape) variable has these shares of its mass below it: (n,) float64, by halving an interval."""
+    mirrored = shares > 0.5
+    wanted = torch.where(mirrored, 1 - shares, shares)
+    k = torch.arange(60, dtype=torch.float64)
+    ratios = torch.cat([k.new_ones(1), ((k[:-1] + 1 - shape) / (k[:-1] + 1)).cumprod(0)]) / (shape + k)
+    whole = gamma(shape) ** 2 / gamma(2 * shape)
+    low, high = torch.zeros_like(shares), torch.full_like(shares, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        mass = middle**shape * (ratios * middle[:, None] ** k).sum(1) / whole  # the incomplete beta integral as a series
+        low, high = torch.where(mass < wanted, middle, low), torch.where(mass < wanted, high, middle)
+    return torch.where(mirrored, 1 - high, high)
 
 
 def trailing_entries(steps, count):

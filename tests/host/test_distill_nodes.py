@@ -156,8 +156,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(flow, tmp_path, objective, step)
         assert torch.equal(theirs, value.to(theirs.dtype))  # in half precision, as files are
     done = whole(job, folder)
     assert done.trained == STEPS - step and same(done.turbo, uninterrupted.turbo)
-    rows = [[row["loss"] for row in each.result.counters.history] for each in (done, uninterrupted)]
+    rows = [[{**row, "seconds": 0} for row in each.result.counters.history] for each in (done, uninterrupted)]
     assert rows[0] == rows[1] and len(rows[0]) == STEPS
+    for row in rows[0]:
+        assert row["gradient_shares"].keys() == {"attention", "feed-forward"}
+        assert sum(row["gradient_shares"].values()) == pytest.approx(1) and sum(row["loss_parts"].values()) == pytest.approx(row["loss"])
 
 
 def test_an_interruption_while_the_teacher_works_keeps_its_latents(flow, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import sys
 
 import comfy.model_management
@@ -131,6 +132,20 @@ def test_it_saves_what_was_asked_for_and_counts_on(nodes, report, folders, save,
         else:
             rows = list(csv.DictReader(text.splitlines()))
             assert [int(row["calls"]) for row in rows] == [row["calls"] for row in report.runs[0]["steps"]]
+
+
+def test_a_report_that_cannot_be_written_whole_is_not_there_at_all(nodes, report, folders):
+    """The disk fills up: files cannot grow beyond 100 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"mine_00001_\.json could not be written"):
+            show(nodes, report, save="JSON", filename_prefix="mine")
+        text = show(nodes, report).ui["text"][0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert text.startswith("5 steps") and "No picture is shown, as it could not be saved" in text
+    assert not os.listdir(folders / "output")
 
 
 @pytest.mark.parametrize("prefix", ["", "../mine", "a/../../mine", "/tmp/mine", "..", "."])

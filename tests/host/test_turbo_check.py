@@ -5,6 +5,7 @@ import logging
 import pytest
 import tiny
 import torch
+from comfy_execution.graph import ExecutionBlocker
 from comfyui_distillery.nodes import host_turbo_models
 from comfyui_distillery.samplers.turbo import PROFILES
 from turbo_cases import at_timesteps, by_name, custom, latent_for, prompt, stand_in, turbo
@@ -29,7 +30,8 @@ def test_a_graph_by_the_profile_is_let_through_as_it_is(nodes, sdxl):
     model, shape = sdxl
     patched, sampler, sigmas, cfg, _ = turbo(nodes, model, "dmd2-sdxl")
     out = checked(nodes, patched, "dmd2-sdxl", sampler=sampler, sigmas=sigmas, cfg=cfg)
-    assert out[1] is sampler and out[2] is sigmas and out[3] == cfg and out[4] is None
+    assert out[1] is sampler and out[2] is sigmas and out[3] == cfg
+    assert isinstance(out[4], ExecutionBlocker) and "given no negative" in out[4].message
     assert "Nothing contradicts" in out[5]
     latent = latent_for(shape, 2)
     expected = custom(nodes, patched, sampler, sigmas, cfg, latent)
@@ -43,8 +45,9 @@ def test_every_profile_agrees_with_itself(nodes):
         model, shape = stand_in(base)
         for key, profile in PROFILES.items():
             if profile.base in host_turbo_models.bases_of(model) and profile.boundary is None:
+                student = host_turbo_models.carrying(model, profile, None, "a LoRA")
                 for steps in {profile.default_steps, profile.steps[0]}:
-                    made = turbo(nodes, model, key, steps, latent=latent_for(shape))
+                    made = turbo(nodes, student, key, steps, latent=latent_for(shape))
                     names = dict(zip(("model", "sampler", "sigmas", "cfg"), made))
                     assert "Nothing contradicts" in checked(nodes, profile=key, **names)[5], key
 
@@ -62,6 +65,7 @@ def test_warnings_name_what_is_off_and_the_remedy(nodes, sdxl, schnell):
         negative=prompt(model, 2),
     )[5]  # fmt: skip
     assert text.count("Warning:") >= 2 and "dpmpp_2m" in text and "1.5" in text
+    assert "is a LoRA, and the model has none applied" in checked(nodes, model, "lcm-lora-sdxl")[5]
     shifted = nodes["ModelSamplingSD3"]().patch(schnell[0], 3.0)[0]
     assert "shift" in checked(nodes, shifted, "flux-schnell")[5].lower()
 

@@ -65,6 +65,17 @@ def test_schnell_equals_core_s_simple_scheduler(nodes, schnell):
     )
 
 
+def test_lcm_needs_no_patch_where_core_s_node_makes_one(nodes, sdxl):
+    """Its boundary coefficients differ from 1 and 0 by less than 1e-5 at every level that is visited."""
+    model, shape = sdxl
+    patched, sampler, sigmas, cfg, _ = turbo(nodes, model, "lcm-sdxl", 4)
+    assert patched is model
+    torch.testing.assert_close(sigmas, at_timesteps(model, 999, 759, 499, 259), rtol=1e-6, atol=0)
+    by_hand = nodes["ModelSamplingDiscrete"]().patch(model, "lcm", False)[0]
+    ours, theirs = (custom(nodes, each, sampler, sigmas, cfg, latent_for(shape)) for each in (patched, by_hand))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_shift_is_what_core_s_node_makes_of_it(nodes):
     model, _ = stand_in("wan22")
     choice = host_turbo_sampling.choose(model, "wan21-lightx2v", 4)
@@ -113,6 +124,7 @@ def test_auto_goes_by_the_attachment_first_then_the_file_then_the_architecture(n
 def test_a_file_s_number_of_steps_goes_with_its_profile(nodes, sdxl):
     named = from_file(sdxl[0], "sdxl_lightning_8step_unet.safetensors")
     assert len(turbo(nodes, named, "sdxl-lightning")[2]) == len(turbo(nodes, named)[2]) == 9
+    assert "the weights are for 8 steps, and others were asked for" in turbo(nodes, named, steps=4)[4]
 
 
 def test_auto_lists_what_is_there_where_it_cannot_tell(nodes, sdxl):
