@@ -22,13 +22,14 @@ from ..samplers.solvers import SOLVERS
 from . import host
 from .host_frozen import layers_of
 from .host_lora import as_patches, core_state
-from .host_lora_formats import check_loads, fingerprint_of, lora_path, names_to_read, names_to_write, new_lora_path
+from .host_lora_formats import check_loads, fingerprint_of, lora_path, names_to_read, names_to_write, new_lora_path, weights_of
 
 PACK = Path(__file__).resolve().parent.parent
 MODELS = PACK / "models"
 BUNDLED = {  # name in Load Turbo LoRA: file in models/
     "bundled: shapes-turbo-dit": "shapes-turbo-dit.safetensors",
     "bundled: shapes-turbo-unet": "shapes-turbo-unet.safetensors",
+    "bundled: shapes-turbo-unet-guidance-free": "shapes-turbo-unet-guidance-free.safetensors",
 }
 ROUNDING = {"core": 0.0, "kohya": 0.0, "diffusers": 2e-3}  # how far what core makes of a file may be from the LoRA, relative
 
@@ -143,28 +144,26 @@ def free_path(path):
 def self_test(path, model, lora, rounding):
     """ValueError unless core's loader makes of the file what the graph makes of the LoraSet, up to relative ``rounding``."""
     tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))
-    names = comfy.lora.model_lora_keys_unet(model.model, {})
-    weights = model.model.state_dict()
-    theirs, ours = (
-        _increments(comfy.lora.load_lora(state, names, log_missing=False), weights) for state in (tensors, core_state(lora))
-    )
-    for (key, their), (_, our) in zip(theirs, ours, strict=True):
+    names, weights = comfy.lora.model_lora_keys_unet(model.model, {}), weights_of(model.model)
+    theirs, ours = (_patches(comfy.lora.load_lora(state, names, log_missing=False)) for state in (tensors, core_state(lora)))
+    for key in sorted({*theirs, *ours}):
+        their, our = (comfy.lora.calculate_weight(found.get(key, []), torch.zeros(weights[key].shape), key) for found in (theirs, ours))
         distance, size = (their - our).norm(), our.norm()
         if not distance <= rounding * size:
+            off = f"it is {float(distance / size):.1%} off" if key in theirs and size else "one of them changes it, the other does not"
             raise ValueError(
-                f"{path} was saved, and ComfyUI's loader makes something else of {key}: it is {float(distance / size):.1%} off. "
-                "Save in the dialect 'core', and please report this."
+                f"{path} was saved, and ComfyUI's loader makes something else of {key}: {off}. Save in the dialect 'core', and please "
+                "report this."
             )
 
 
-def _increments(loaded, weights):
-    """Of the adapters that core has loaded, (key, what all of them add to this weight), one key after the other, sorted."""
+def _patches(loaded):
+    """{key: what core's ``calculate_weight`` adds to this weight} of the adapters that core has loaded."""
     patches = {}
     for target, adapter in loaded.items():
         key, offset, function = (target, None, None) if isinstance(target, str) else (*target, None)[:3]
         patches.setdefault(key, []).append((1.0, adapter, 1.0, offset, function))
-    for key in sorted(patches):
-        yield key, comfy.lora.calculate_weight(patches[key], torch.zeros(weights[key].shape), key)
+    return patches
 
 
 def load(name, model, other_checkpoints=False):

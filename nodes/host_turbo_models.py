@@ -15,6 +15,8 @@ from . import host
 
 CARRIED = "distillery_turbo"  # the attachment of a MODEL: its Carried
 
+ALIKE = {"flow": "flux", "cosmos": "cosmos-predict2", "eps": "sd15", "v": "sd15", "x0": "sd15"}  # prediction: a base with such a path
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -30,6 +32,10 @@ def carried(model):
     return model.get_attachment(CARRIED)
 
 
+def carries(model, profile):
+    return carried(model) is not None and carried(model).profile == profile
+
+
 def carrying(model, profile, steps, why):
     """A clone that tells Turbo Sampling which profile it is to be sampled with."""
     model = model.clone()
@@ -38,11 +44,14 @@ def carrying(model, profile, steps, why):
 
 
 def carrying_recorded(model, recorded, name, licence=None):
-    """``carrying`` what a LoRA of this pack records of itself, where the MODEL is of a base that is known here."""
+    """``carrying`` what a LoRA of this pack records of itself; the MODEL as it is where its prediction type is of no profile.
+
+    The LoRA's own fingerprint has told that the MODEL is the right one, also where it is of no base that is known here.
+    """
     prediction, bases = prediction_of(model), bases_of(model)
-    if not bases or prediction not in PREDICTIONS:
+    if prediction not in PREDICTIONS:
         return model
-    profile = TurboProfile.recorded(recorded, bases[0], title=name)
+    profile = TurboProfile.recorded(recorded, bases[0] if bases else ALIKE[prediction], title=name)
     profile = replace(profile, prediction=prediction, licence=licence or profile.licence)
     return carrying(model, profile, recorded.steps, f"the LoRA {name} records it")
 

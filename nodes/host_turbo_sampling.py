@@ -13,6 +13,7 @@ from .host_turbo import sampler_named
 from .host_turbo_models import (
     bases_of,
     carried,
+    carries,
     class_of,
     file_of,
     path_of,
@@ -188,7 +189,7 @@ def split(sigmas, boundary):
 def check_base(model, profile):
     """ValueError where the MODEL is of another base, or set to predict something else, than the profile is for."""
     refuse(problems(profile, base=bases_of(model)))
-    if not bases_of(model) and class_of(model) not in BASES[profile.base].core:
+    if not bases_of(model) and class_of(model) not in BASES[profile.base].core and not carries(model, profile):
         raise ValueError(
             f"{profile.title} is for {BASES[profile.base].title}, and model is {title_of(model)}. Load the model that the profile is for, or "
             "choose another profile."
@@ -212,7 +213,8 @@ def problems_of(model, profile, sampler=None, sigmas=None, cfg=None, negative=No
         is_known = profile.trained == "listed" and not isinstance(profile.shift, Shift)
         runs = [levels(model, profile, count) for count in profile.steps] if is_known else []
         known = sorted({sigma for run in runs for sigma in run.tolist()}, reverse=True) or None
-        is_whole = sigmas[-1] == 0 and (known is None or sigmas[0] >= 0.98 * known[0])
+        noisiest = known[0] if known else model.get_model_object("model_sampling").sigma_max
+        is_whole = sigmas[-1] == 0 and sigmas[0] >= 0.98 * noisiest
         steps = len(sigmas) - 1 if is_whole else None
     found = problems(
         profile, steps=steps, cfg=cfg, shift=shift_of(model), sigmas=sigmas, sampler=sampler and sampler_name(sampler),
@@ -247,9 +249,9 @@ def offered_for(model):
 
 
 def _asked_for(model, key):
-    profile, mark = PROFILES[key], carried(model)
-    if mark is not None and mark.profile == profile:
-        return profile, mark.steps, f"chosen, and {mark.why}"
+    profile = PROFILES[key]
+    if carries(model, profile):
+        return profile, carried(model).steps, f"chosen, and {carried(model).why}"
     steps = next((steps for found, steps, _ in _by_name(model) if found == key), None)
     return profile, steps, "chosen"
 

@@ -21,6 +21,7 @@ from . import ROOT, shapes
 CACHE = ROOT / ".cache" / "turbo"
 LICENCE = "Apache-2.0, as the model it is for and the data that made it."
 SHAPE = {"shapes-dit": (16, 16, 16), "shapes-unet": (4, 16, 16)}
+GUIDANCE_WEIGHT = {"shapes-dit": "v", "shapes-unet": "min_snr"}
 
 
 def recipe_of(name, goal):
@@ -28,10 +29,10 @@ def recipe_of(name, goal):
     from comfyui_distillery.distill.goals import recipe_for
 
     recipe = recipe_for(goal, scale=4.0)
-    knobs = {**recipe.knobs, "substeps": 4, "at_edge": 0.75} if recipe.objective == "phased" else recipe.knobs
+    better = {"phased": {"substeps": 4, "at_edge": 0.75}, "guidance": {"weight": GUIDANCE_WEIGHT[name]}}.get(recipe.objective, {})
     return replace(
         recipe,
-        knobs=knobs,
+        knobs={**recipe.knobs, **better},
         data={**recipe.data, "count": 512, "teacher_steps": 20},
         lora={"rank": 32, "targets": "linear" if name == "shapes-dit" else "linear and convolutions"},
         optimiser={"lr": 1e-3, "ema": 0.99, "warmup": 20},
@@ -94,7 +95,8 @@ def judged(name, model, turbo, count):
     from comfyui_distillery.nodes import host_turbo
 
     steps = turbo.profile.steps
-    rows = examined(name, host_turbo.applied(model, turbo), count, steps=sorted({1, 2, 4, 8, steps}))
+    few = {1, 2, 4, 8, steps} if steps <= 8 else {steps}
+    rows = examined(name, host_turbo.applied(model, turbo), count, steps=sorted(few))
     teacher, own = rows[0], next(row for row in rows if (row["by"], row["steps"]) == ("student", steps))
     figures = {
         "pictures judged": count, f"captions right in {steps} steps": own["right"], f"FID in {steps} steps": own["FID"],
@@ -117,7 +119,7 @@ def main():
     recipe = recipe_of(options.name, options.goal)
     recipe = replace(recipe, run={**recipe.run, "minutes": options.minutes})
     kind = options.name.removeprefix("shapes-")
-    title = f"shapes-turbo-{kind}" + ("" if options.goal == "4_steps" else f"-{options.goal}")
+    title = f"shapes-turbo-{kind}" + ("" if options.goal == "4_steps" else "-" + options.goal.replace("_", "-"))
     model, finished = distil(options.name, recipe, CACHE / title)
     turbo, rows = replace(finished.turbo, name=title), []
     if options.count:

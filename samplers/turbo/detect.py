@@ -41,7 +41,7 @@ def bases_of_lora(shapes):
     Several where the layers do not tell; none where nothing is recognised.
     """
     found = modules(shapes)
-    for kind in (_unet, _joint_blocks, _double_blocks, _wan, _lumina, _hidream, _diffusers):
+    for kind in (_unet, _joint_blocks, _double_blocks, _blocks, _lumina, _hidream, _diffusers):
         if bases := kind(found):
             return tuple(key for base in bases for key in SAME_LAYERS.get(base, (base,)))
     return ()
@@ -128,11 +128,19 @@ def _double_blocks(found):
         return ("chroma",)
     if _has(found, "(mod_lin|modulation_lin)$|^(guidance_in|vector_in|time_in)_"):
         return ("flux",)
-    return ("flux", "chroma")
+    return _plain_attention(found, r"^double_blocks_(\d+)", r"^single_blocks_(\d+)")
 
 
-def _wan(found):
-    """Wan, in its own names and in diffusers'; Cosmos-Predict2 in its own."""
+def _plain_attention(found, double, single):
+    """What a LoRA may be for that changes nothing but layers which Flux, Chroma and Flux.2 klein 4B have in the same width."""
+    few = _highest(found, double) <= 4 and _highest(found, single) <= 19
+    return ("flux", "chroma", "flux2-klein-4b") if few else ("flux", "chroma")
+
+
+def _blocks(found):
+    """Wan, in its own names and in diffusers'; Cosmos-Predict2 and PixArt in their own."""
+    if _widths(found, r"^blocks_\d+_(attn_qkv|cross_attn_(q|kv)_linear)$") == {1152}:
+        return ("pixart",)
     if _has(found, r"^blocks_\d+_(self|cross)_attn_q_proj$"):
         return ("cosmos-predict2",)
     widths = _widths(found, r"^blocks_\d+_((self|cross)_attn_[qkvo]|attn[12]_to_(q|k|v|out_0))$")
@@ -161,7 +169,7 @@ def _diffusers(found):
         return {1536: ("sd3",), 2432: ("sd35-large",), 4096: ("flux2-klein-9b",), 6144: ("flux2",)}[width]
     if width != 3072:
         return ()
-    if _has(found, "attn_to_qkv_mlp_proj$|ff_linear_in$"):
+    if _widths(found, "attn_to_qkv_mlp_proj$", 1) & {27648} or _widths(found, "ff_linear_in$", 1) & {18432}:
         return ("flux2-klein-4b",)
     single = _highest(found, r"^single_transformer_blocks_(\d+)")
     double = _highest(found, r"^transformer_blocks_(\d+)")
@@ -170,8 +178,10 @@ def _diffusers(found):
     if single < 0 and double > 19:
         return ("qwen-image",)
     if single < 0:
-        return ("flux", "chroma", "qwen-image", "hunyuan-video")
-    return ("flux",) if _has(found, r"(norm1_linear|norm_linear|norm1_context_linear)$|^time_text_embed") else ("flux", "chroma")
+        return ("flux", "chroma", "flux2-klein-4b", "qwen-image", "hunyuan-video")
+    if _has(found, r"(norm1_linear|norm_linear|norm1_context_linear)$|^time_text_embed"):
+        return ("flux",)
+    return _plain_attention(found, r"^transformer_blocks_(\d+)", r"^single_transformer_blocks_(\d+)")
 
 
 def _one_stream(found):

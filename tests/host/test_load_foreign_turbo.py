@@ -5,10 +5,11 @@ import pytest
 import tiny
 import torch
 from comfy_execution.graph import ExecutionBlocker
-from comfyui_distillery.distill.formats import to_file, write
+from comfyui_distillery.distill.formats import Profile, to_file, write
+from comfyui_distillery.nodes import host_turbo
 from comfyui_distillery.nodes.host_lora_formats import names_to_write
 from comfyui_distillery.samplers.turbo import PROFILES
-from training_cases import lora_for
+from training_cases import built, lora_for
 from turbo_cases import at_timesteps, by_name, custom, latent_for, quick, stand_in, turbo
 
 
@@ -36,8 +37,7 @@ def by_core(nodes, model, lora, strength):
     return nodes["LoraLoaderModelOnly"]().load_lora_model_only(model, lora, strength)[0]
 
 
-@pytest.mark.parametrize("dialect", ["kohya", "diffusers", "core"])
-@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("dialect, strength", [("kohya", 1.0), ("diffusers", 0.5), ("core", 1.0)])
 def test_the_same_as_core_s_loader_bit_for_bit_with_the_family_s_sampling(nodes, sdxl, loras, dialect, strength):
     model, shape = sdxl
     write(loras / "sdxl_lightning_4step_lora.safetensors", tensors_for(model, dialect), {})
@@ -85,6 +85,20 @@ def test_a_bundled_lora_is_known_to_the_nodes_after_it(nodes):
         loaded(nodes, model, "bundled: shapes-turbo-dit", profile="shapes-turbo-dit")
     with pytest.raises(ValueError, match="steps is 8.*was made for 4"):
         loaded(nodes, model, "bundled: shapes-turbo-dit", steps=8)
+
+
+@pytest.mark.parametrize("name, sigmas", [("flow", (1.0, 0.6, 0.0)), ("eps", (14.5, 0.7, 0.0)), ("v", (14.5, 0.7, 0.0))])
+def test_a_lora_of_one_s_own_is_known_after_it_on_any_model(nodes, name, sigmas):
+    """Also on one that is of no base that profiles know."""
+    model, shape = built(name)
+    turbo_lora = host_turbo.made(lora_for(model), Profile(2, "euler", sigmas, 1.5), model, {}, "mine")
+    patched, *_ = tiny.run(nodes["Distillery_ApplyTurboLora"], model=model, turbo_lora=turbo_lora, strength=1.0)
+    after, _, levels, cfg, text = turbo(nodes, patched)
+    assert after is patched and levels.tolist() == torch.tensor(sigmas).tolist() and cfg == 1.5
+    assert "mine in 2 steps: the LoRA mine records it" in text
+    assert "Nothing contradicts" in tiny.run(nodes["Distillery_TurboCheck"], model=patched, profile="auto", sigmas=levels, cfg=cfg)[5]
+    with pytest.raises(ValueError, match="negative is not connected"):
+        quick(nodes, patched, shape)
 
 
 def test_a_file_that_nothing_tells_of_needs_its_profile_chosen(nodes, sdxl, loras):

@@ -52,6 +52,15 @@ def test_every_profile_agrees_with_itself(nodes):
                     assert "Nothing contradicts" in checked(nodes, profile=key, **names)[5], key
 
 
+@pytest.mark.parametrize("base, profile", [("sdxl", "dmd2-sdxl"), ("sdxl", "sdxl-turbo"), ("flux-schnell", "flux-schnell")])
+def test_a_part_of_a_run_may_have_fewer_steps(nodes, base, profile):
+    patched, sampler, sigmas, cfg, _ = turbo(nodes, stand_in(base)[0], profile, 4, denoise=0.75)
+    assert len(sigmas) == 4
+    assert "Nothing contradicts" in checked(nodes, patched, profile, sampler=sampler, sigmas=sigmas, cfg=cfg)[5]
+    five = torch.linspace(1, 0, 6) * (14.6 if base == "sdxl" else 1)
+    assert "and the run has 5" in checked(nodes, patched, profile, sigmas=five)[5]
+
+
 @pytest.mark.parametrize("cfg, words", [(7.0, "7"), (4.0, "4")])
 def test_guidance_on_a_guidance_free_student_is_stopped(nodes, sdxl, cfg, words):
     with pytest.raises(ValueError, match=rf"(?i)cfg.*{words}"):

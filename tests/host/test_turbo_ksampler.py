@@ -110,6 +110,9 @@ def test_a_pair_is_sampled_as_two_custom_graphs_split_at_the_boundary(nodes, pai
     made, said = quick(nodes, high, shape, "wan22-t2v-lightx2v", low_noise_model=low)
     tiny.assert_same(made, expected)
     assert said == text and "High noise: 1, 0.9375, 0.8333. Low noise: 0.8333, 0.625, 0." in text
+    for half, levels in ((patched, first), (other, second)):
+        found = tiny.run(nodes["Distillery_TurboCheck"], model=half, profile=profile.key, sigmas=levels, cfg=cfg)[5]
+        assert "Nothing contradicts" in found
     same = quick(nodes, high, shape, "wan22-t2v-lightx2v", low_noise_model=high)[0]
     whole_run = custom(nodes, patched, sampler, torch.cat([first, second[1:]]), cfg, latent)
     torch.testing.assert_close(same, whole_run, rtol=1e-3, atol=1e-4)  # one network in two runs is one run
