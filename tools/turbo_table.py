@@ -54,7 +54,9 @@ How to read the table:
 
 What is proved: `tests/test_turbo_trajectory.py` compares every timestep and noise level with the scheduler of diffusers that the family is
 published with, parts of a run with the image-to-image pipelines; `tests/test_turbo_detect.py` tells families by published file names
-and by the key layouts of kohya, diffusers and ComfyUI; `tests/test_turbo_profiles.py` checks every field.
+and by the key layouts of kohya, diffusers and ComfyUI; `tests/host/test_turbo_layouts.py` does so with every name that ComfyUI knows
+for the layers of networks of the real sizes, and compares noise levels with the schedulers of the workflows that ComfyUI ships;
+`tests/test_turbo_profiles.py` checks every field.
 """
 HEAD = "| key | what | for | steps | noise levels | knows | shift | sampler | CFG | strength | licence | sources | notes, not confirmed |"
 FORMS = {"checkpoint": "checkpoint", "lora": "LoRA", "both": "checkpoint and LoRA"}

@@ -7,7 +7,6 @@ from .bases import BASES
 from .profile import Shift
 
 FAR = 2.0  # by how much cfg may be above the range before the picture is certainly burnt
-PURE_NOISE, PURE_NOISE_OF_FLOW = 14.0, 0.999  # a run that begins at this noise level is a whole one; Stable Diffusion's last is 14.6
 SAME_SHIFT = 0.05  # relative: templates write 3.1 for 3
 SAME_SIGMA = 0.02  # relative
 
@@ -26,14 +25,14 @@ def problems(
 ):
     """[Problem, ...] of what is known of a graph; None is not known.
 
-    steps: how many the sampler takes; fewer are right where sigmas show that it is a part of a run. shift: of the MODEL's flow, as ModelSamplingSD3 counts it. sigmas: (n + 1,), those of the
+    steps: how many a whole run takes. shift: of the MODEL's flow, as ModelSamplingSD3 counts it. sigmas: (n + 1,), those of the
     run. sampler: its name. base: key of BASES, or several that the MODEL may be. prediction: what the MODEL is set to predict.
     negative: whether a negative prompt with words in it is connected. expected: what ``sigmas_of`` gives for the same run.
     """
     found = [
         _base(profile, base),
         _prediction(profile, prediction),
-        _steps(profile, steps, sigmas),
+        _steps(profile, steps),
         _cfg(profile, cfg),
         _shift(profile, shift),
         _sampler(profile, sampler),
@@ -63,11 +62,8 @@ def _prediction(profile, prediction):
     )  # fmt: skip
 
 
-def _steps(profile, steps, sigmas):
+def _steps(profile, steps):
     if steps is None or steps in profile.steps:
-        return None
-    part = sigmas is not None and (sigmas[-1] > 0 or sigmas[0] < (PURE_NOISE_OF_FLOW if profile.is_flow else PURE_NOISE))
-    if part and steps < profile.steps[-1]:  # of an image-to-image run, or one of two networks
         return None
     offered = ", ".join(map(str, profile.steps))
     return Problem("warning", f"{profile.title} is offered in {offered} steps, and the run has {steps}.", "Set one of these.")

@@ -123,7 +123,7 @@ class TurboProfile:
     def recorded(cls, recorded, base, key="recorded", title="as the file records"):
         """Of what a file of this pack's own distillation records: an object with steps, sampler, sigmas, cfg, strength and knobs.
 
-        base: key of BASES of the model it is for.
+        base: key of BASES of the model it is for. The last of its sigmas is taken to be 0, as those of this pack's runs are.
         """
         return cls(
             key=key, title=title, base=base, prediction=BASES[base].prediction, form="lora", steps=(recorded.steps,),
