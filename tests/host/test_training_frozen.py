@@ -6,7 +6,16 @@ import comfy.ops
 import pytest
 import tiny_architectures
 import torch
-from comfyui_distillery.nodes.host_frozen import frozen, kind_of, layers_of, make_ordinary, parts_of, smoothed, targets_of, weight_of
+from comfyui_distillery.nodes.host_frozen import (
+    frozen,
+    kind_of,
+    layers_of,
+    make_ordinary,
+    parts_of,
+    smoothed,
+    targets_of,
+    weight_of,
+)
 
 CAST, PLAIN = comfy.ops.manual_cast, comfy.ops.disable_weight_init
 LAYERS = {  # a layer, the shape of its input
