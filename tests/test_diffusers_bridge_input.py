@@ -147,6 +147,15 @@ BAD = {  # config, facts, arguments; what the message says
     "prediction": ('{"prediction_type": "sample"}', SD, {"choice": "PNDMScheduler"}, "PNDMScheduler fails with this config"),
     "eta": ("", SD, {"choice": "EulerDiscreteScheduler", "eta": 0.5}, "eta is 0.5, and EulerDiscreteScheduler takes none"),
     "mu": ("", SD3, {"choice": "FlowMatchEulerDiscreteScheduler", "mu": 1.0}, "mu is 1, and .* shifts nothing by it"),
+    "nan shift": ('{"shift": NaN}', SD3, {"choice": "FlowMatchEulerDiscreteScheduler"}, "shift is nan: it must be finite"),
+    "no shift": ('{"shift": 0}', SD3, {"choice": "FlowMatchEulerDiscreteScheduler"}, "shift is 0.*a number above 0"),
+    "shift in words": (
+        '{"use_dynamic_shifting": true, "base_shift": "a"}', SD3, {"choice": "FlowMatchEulerDiscreteScheduler", "tokens": 64}, "base_shift is 'a'",
+    ),
+    "one length": (
+        '{"use_dynamic_shifting": true, "base_image_seq_len": 4096}', SD3, {"choice": "FlowMatchEulerDiscreteScheduler", "tokens": 64},
+        "max_image_seq_len is 4096: it must be above base_image_seq_len, 4096",
+    ),
     "no list": ("", SD, {"choice": "DDIMScheduler", "grid": "timesteps", "values": "999"}, "takes no list of timesteps"),
     "no sigmas": ("", SD, {"choice": "DDIMScheduler", "grid": "sigmas", "values": "9"}, "takes no list of sigmas"),
     "even on eps": ("", SD, {"choice": "EulerDiscreteScheduler", "grid": "even"}, "no list of sigmas from 1 down"),

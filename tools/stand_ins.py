@@ -15,6 +15,7 @@ from .inprocess import import_comfyui
 from .prompt import load_prompt, override
 
 SMALLER = {  # workflow: what to set so that it runs with them, and soon
+    "23-discriminator": ("Fit Discriminator.steps=30",),
     "32-distill": (
         "Recipe.run.steps=3", "Recipe.run.batch=2", "Recipe.data.count=2", "Recipe.data.teacher_steps=3", "Recipe.objective.substeps=1",
         "Distill.minutes=0", "Compare Steps.steps=4", "Compare Steps.teacher_steps=8",

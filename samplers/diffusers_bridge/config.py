@@ -4,6 +4,7 @@ Only diffusers' own classes are made, by name; nothing is downloaded, and no fil
 """
 
 import json
+import math
 from inspect import signature
 
 import torch
@@ -26,7 +27,15 @@ REFUSED = {  # setting: (whether a value cannot be used, why)
     "num_train_timesteps": (
         lambda value: type(value) is not int or not 1 <= value <= MOST, f"it is a whole number from 1 to {MOST}",
     ),
+    **dict.fromkeys(("shift", "flow_shift"), (lambda value: not is_number(value) or value <= 0, "it is a number above 0")),
+    **dict.fromkeys(
+        ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"), (lambda value: not is_number(value), "it is a number")
+    ),
 }  # fmt: skip
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def scheduler_class(name):
@@ -87,6 +96,8 @@ def chosen(config, choice=None):
             raise ValueError(f"config: {key} is a setting of no scheduler. {name} has {', '.join(own)}.")
     settings = {key: value for key, value in given.items() if key in own}
     for key, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config: {key} is {value}: it must be finite.")
         if isinstance(value, int) and abs(value) > MOST and key != "noise_sampler_seed":
             raise ValueError(f"config: {key} is {value}: no number above {MOST} makes sense there.")
     for key, (bad, why) in REFUSED.items():

@@ -107,6 +107,10 @@ def shift_for(name, scheduler, mu, tokens):
     if mu is not None:
         return mu
     known = {key: scheduler.config.get(key, default) for key, default in FLUX.items()}
+    if known["max_image_seq_len"] <= known["base_image_seq_len"]:
+        raise ValueError(
+            f"config: max_image_seq_len is {known['max_image_seq_len']}: it must be above base_image_seq_len, {known['base_image_seq_len']}."
+        )
     slope = (known["max_shift"] - known["base_shift"]) / (known["max_image_seq_len"] - known["base_image_seq_len"])
     return known["base_shift"] + slope * (tokens - known["base_image_seq_len"])
 
