@@ -35,7 +35,7 @@ def examined(name, student, count, batch=20, steps=STEPS, teacher=True, guidance
     return rows
 
 
-def measure(count=500):
+def measure(count=200):
     rows = []
     for name in MODELS:
         model, _, _ = hosted.run("LoadDemoModel", name=name)

@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension
 
 from . import cache, compare, demo, guidance, guidance_prompts, invert, metrics, plots, prompt_score, registration, reports, sampler_extras
 from . import compare_steps, discriminator, distill, distill_prompts, distill_recipe, pruning, samplers, schedules, sigma_editor, sweep, turbo
-from . import diffusers_scheduler, turbo_sampling
+from . import diffusers_scheduler, turbo_edit, turbo_sampling
 
 
 class Distillery(ComfyExtension):
@@ -14,7 +14,7 @@ class Distillery(ComfyExtension):
         registration.register_if_asked()
 
     async def get_node_list(self):
-        sampling = [demo, turbo_sampling, samplers, sampler_extras, invert, schedules, sigma_editor, diffusers_scheduler]
+        sampling = [demo, turbo_sampling, turbo_edit, samplers, sampler_extras, invert, schedules, sigma_editor, diffusers_scheduler]
         guiding = [guidance, guidance_prompts, discriminator, cache, pruning]
         training = [distill_prompts, distill_recipe, distill, turbo, compare_steps]
         measuring = [reports, compare, metrics, prompt_score, plots, sweep]

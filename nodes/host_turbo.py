@@ -31,6 +31,7 @@ BUNDLED = {  # name in Load Turbo LoRA: file in models/
     "bundled: shapes-turbo-unet": "shapes-turbo-unet.safetensors",
     "bundled: shapes-turbo-unet-guidance-free": "shapes-turbo-unet-guidance-free.safetensors",
 }
+SAFETENSORS = (".safetensors", ".sft")
 ROUNDING = {"core": 0.0, "kohya": 0.0, "diffusers": 2e-3}  # how far what core makes of a file may be from the LoRA, relative
 
 TurboLoraType = io.Custom("DISTILLERY_TURBO_LORA")
@@ -182,8 +183,8 @@ def load(name, model, other_checkpoints=False):
 
 
 def is_ours(path):
-    """Whether a file records how it is to be sampled, as those of Save Turbo LoRA do."""
-    return read_json(path, PROFILE) is not None
+    """Whether a file records how it is to be sampled, as those of Save Turbo LoRA do. One that is no safetensors file does not."""
+    return path.suffix.lower() in SAFETENSORS and read_json(path, PROFILE) is not None
 
 
 def path_of(name):

@@ -24,21 +24,24 @@ TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")  # how the names of
 
 @dataclass(frozen=True)
 class File:
-    """tensors, header: as core's loader reads them. name: of the file, without folders."""
+    """tensors, header: as core's loader reads them. name: of the file, without folders. place: with the folder that it is in, as many
+    are published under a name that says nothing.
+    """
 
     tensors: dict
     header: dict
     name: str
+    place: str
 
     @property
     def shapes(self):
         return {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
 
 
-def read(path):
-    """The File at ``path``."""
+def read(path, listed):
+    """The File at ``path``. listed: its name in ComfyUI's list, with the folders below the loras folder."""
     tensors, header = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-    return File(tensors, header or {}, Path(path).name)
+    return File(tensors, header or {}, Path(path).name, "/".join(Path(listed).parts[-2:]))
 
 
 def choose(file, model, key=AUTO, steps=0):
@@ -54,7 +57,7 @@ def choose(file, model, key=AUTO, steps=0):
             f"the LoRA {file.name} was made for {layers}, as its layers show, and model is {title_of(model)}. Load that model, or a LoRA "
             "for this one."
         )
-    seen = [(found, count, why) for found, count, why in candidates(file.shapes, file.header, file.name) if _fits(found, bases)]
+    seen = [(found, count, why) for found, count, why in candidates(file.shapes, file.header, file.place) if _fits(found, bases)]
     if key == AUTO:
         key = _only(seen, file, model, layers)
         why = next(why for found, _, why in seen if found == key)

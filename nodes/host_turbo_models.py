@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 import comfy.model_sampling
 import comfy.samplers
@@ -10,6 +9,7 @@ import comfy.samplers
 from ..samplers.path import Path
 from ..samplers.solvers import SOLVERS
 from ..samplers.turbo.bases import BASES, bases_of_model
+from ..samplers.turbo.detect import telling
 from ..samplers.turbo.profile import PREDICTIONS, TurboProfile
 from . import host
 
@@ -72,10 +72,13 @@ def title_of(model):
 
 
 def file_of(model):
-    """The name of the file that one of core's loaders read a MODEL from, without folders; "" where it does not say."""
+    """The name of the file that one of core's loaders read a MODEL from; "" where it does not say.
+
+    Without folders, but that a name which every trainer gives comes after its folder's.
+    """
     loader = model.cached_patcher_init
     path = loader[1][0] if loader and loader[1] else ""
-    return PurePath(path).name if isinstance(path, str) else ""
+    return telling(path) if isinstance(path, str) else ""
 
 
 def prediction_of(model):

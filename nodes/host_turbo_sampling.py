@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import comfy.samplers
 import torch
-from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..samplers.turbo import BASES, PROFILES, Problem, Shift, TurboProfile, candidates, problems, sigmas_of
+from ..samplers.turbo.detect import is_dedistilled
 from . import host, turbo_text
 from .host_turbo import sampler_named
 from .host_turbo_models import (
@@ -27,7 +27,8 @@ from .host_turbo_models import (
 
 AUTO = "auto"
 log = logging.getLogger(__name__)
-DECIDED = ("flux-schnell",)  # bases whose every MODEL is the distilled one
+DECIDED = ("flux-schnell",)  # bases whose every MODEL is the distilled one, unless its name says that it was trained back
+SAME_LEVEL = 1e-3  # relative; a run at denoise below 1 begins further from the first level than this
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,6 @@ def check_one_network(profile, sigmas):
         )
 
 
-def sampled(runs, positive, negative, latent, seed):
-    """A LATENT, sampled by core's SamplerCustom. runs: (Prepared, SIGMAS), one after the other; only the first adds noise."""
-    for number, (run, sigmas) in enumerate(runs):
-        latent = SamplerCustom.execute(
-            run.model, number == 0, seed, run.cfg, positive, negative, run.sampler, sigmas, latent
-        ).args[0]  # fmt: skip
-    return latent
-
-
 def with_check(model, profile):
     """A clone that looks for contradictions where each of its runs begins, at the guider's CFG and the noise levels really used.
 
@@ -206,15 +198,18 @@ def problems_of(model, profile, sampler=None, sigmas=None, cfg=None, negative=No
     """What contradicts the profile, as ``check.problems`` has it. What is None is not looked at.
 
     Of noise levels, whether a student that knows "listed" ones knows these, unless they go by the size; of steps, whether a whole
-    run has as many as are offered. A part of a run, of one network of two or below denoise 1, may have fewer.
+    run has as many as are offered. A part of a run, of one network of two or below denoise 1, may have fewer. SIGMAS of less than
+    one step, as of core's BasicScheduler at denoise 0, are no run.
     """
     known = steps = None
+    if sigmas is not None and len(sigmas) < 2:
+        sigmas = None
     if sigmas is not None:
-        is_known = profile.trained == "listed" and not isinstance(profile.shift, Shift)
-        runs = [levels(model, profile, count) for count in profile.steps] if is_known else []
-        known = sorted({sigma for run in runs for sigma in run.tolist()}, reverse=True) or None
-        noisiest = known[0] if known else model.get_model_object("model_sampling").sigma_max
-        is_whole = sigmas[-1] == 0 and sigmas[0] >= 0.98 * noisiest
+        runs = [] if isinstance(profile.shift, Shift) else [levels(model, profile, count) for count in profile.steps]
+        offered = sorted({sigma for run in runs for sigma in run.tolist()}, reverse=True)
+        noisiest = offered[0] if offered else float(model.get_model_object("model_sampling").sigma_max)
+        known = offered if offered and profile.trained == "listed" else None
+        is_whole = sigmas[-1] == 0 and sigmas[0] >= (1 - SAME_LEVEL) * noisiest
         steps = len(sigmas) - 1 if is_whole else None
     found = problems(
         profile, steps=steps, cfg=cfg, shift=shift_of(model), sigmas=sigmas, sampler=sampler and sampler_name(sampler),
@@ -265,7 +260,7 @@ def _found(model):
         key, steps, why = by_name[0]
         return PROFILES[key], steps, why
     by_class = [key for key in offered_for(model) if PROFILES[key].base in DECIDED]
-    if len(by_class) == 1:
+    if len(by_class) == 1 and not is_dedistilled(file_of(model)):
         return PROFILES[by_class[0]], None, f"every {title_of(model)} is distilled"
     raise ValueError(_cannot_tell(model))
 

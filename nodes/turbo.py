@@ -13,7 +13,7 @@ from . import host_turbo
 from . import host_turbo_foreign as foreign
 from .display import show
 from .host_turbo import TurboLoraType, rounded
-from .host_turbo_models import carrying, carrying_recorded
+from .host_turbo_models import carried, carrying, carrying_recorded
 from .host_turbo_sampling import AUTO, prepared
 
 LORA_PROFILES = [key for key, profile in PROFILES.items() if profile.form != "checkpoint"]
@@ -45,26 +45,39 @@ TURBO = TurboLoraType.Input("turbo_lora", tooltip="From Distill, Load Turbo LoRA
 def apply(cls, model, turbo, strength, other_checkpoints):
     """The outputs APPLIED."""
     patched = host_turbo.applied(model, turbo, strength * turbo.profile.strength, other_checkpoints)
-    patched = carrying_recorded(patched, turbo.profile, turbo.name, turbo.metadata.get(LICENCE))
-    text = described(turbo)
+    if strength:
+        patched = carrying_recorded(patched, turbo.profile, turbo.name, turbo.metadata.get(LICENCE))
+    text = described(turbo) + replaced(model, patched)
     return io.NodeOutput(patched, *host_turbo.sampling(turbo), text, turbo, ui=show(cls, text))
 
 
-def apply_foreign(cls, model, path, strength, key, steps, latent):
+def apply_foreign(cls, model, path, lora, strength, key, steps, latent):
     """The outputs APPLIED for a file that another program wrote. turbo_lora is a block with the reason where it is no plain LoRA."""
-    file = foreign.read(path)
+    file = foreign.read(path, lora)
     choice = foreign.choose(file, model, key, steps)
     patched, changed = foreign.applied(model, file, strength * choice.profile.strength)
     patched = carrying(patched, choice.profile, choice.steps, f"the LoRA {file.name} is for it: {choice.why}")
     found = prepared(patched, choice, 1.0, latent)
+    made = found.model if strength else model
     try:
         turbo = foreign.as_turbo_lora(model, file, choice, found.sigmas)
     except ValueError as error:
         turbo = ExecutionBlocker(f"turbo_lora of {file.name}: {error}")
-    text = f"{changed}\n{found.text}"
+    text = f"{changed}\n{found.text}{replaced(model, made)}"
     if choice.profile.boundary is not None:
         text += "\nFor a pair of networks: load the other LoRA onto the other model, and connect both to Turbo Sampling (Two Networks)."
-    return io.NodeOutput(found.model, found.sampler, found.sigmas, found.cfg, text, turbo, ui=show(cls, text))
+    return io.NodeOutput(made, found.sampler, found.sigmas, found.cfg, text, turbo, ui=show(cls, text))
+
+
+def replaced(model, made):
+    """A line where the MODEL came with another turbo LoRA, whose sampling profile this one's took the place of; else nothing."""
+    before, after = carried(model), carried(made)
+    if before is None or after is before:
+        return ""
+    return (
+        f"\nThe model came with a turbo LoRA already, for {before.profile.title}: the later decides how it is sampled, "
+        f"{after.profile.title}."
+    )
 
 
 def described(turbo):
@@ -172,7 +185,7 @@ class LoadTurboLora(io.ComfyNode):
     def execute(cls, model, lora, strength, other_checkpoints=False, profile=AUTO, steps=0, latent=None) -> io.NodeOutput:
         path = host_turbo.path_of(lora)
         if not host_turbo.is_ours(path):
-            return apply_foreign(cls, model, path, strength, profile, steps, latent)
+            return apply_foreign(cls, model, path, lora, strength, profile, steps, latent)
         turbo = host_turbo.load(lora, model, other_checkpoints)
         if profile != AUTO:
             raise ValueError(f"profile is {profile}, and {path.name} records how it is to be sampled: set profile to auto.")

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
 from ..samplers.turbo import PROFILES
+from . import host_turbo_runs as sampling
 from . import host_turbo_sampling as wiring
 from . import turbo_text
 from .display import show
@@ -13,7 +14,7 @@ from .host_turbo_sampling import AUTO
 PROFILE = io.Combo.Input(
     "profile", options=[AUTO, *PROFILES], default=AUTO,
     tooltip="Which distilled model this is. auto goes by what Load Turbo LoRA applied, then by the checkpoint's file name, then by the "
-    "architecture where that decides, and says which it took and why. The list, with sources: docs/turbo.md.",
+    "architecture where that decides (Flux.1 schnell), and says which it took and why. The list, with sources: docs/turbo.md.",
 )  # fmt: skip
 STEPS = io.Int.Input(
     "steps", default=0, min=0, max=1000,
@@ -35,6 +36,24 @@ SAMPLER = io.Sampler.Output(tooltip="The sampler that the model was made for: fo
 CFG = io.Float.Output("cfg", display_name="cfg", tooltip="The CFG that the model was made for; 1 is none, and half the work.")
 NOTHING = "Turbo Check was given no {0}, so none comes out: connect its {0} input, or what you need it for to where it is from."
 TEXT = io.String.Output("text", display_name="text", tooltip="What was chosen and why, its source and licence, and what is not confirmed.")
+
+
+def check_negative(profile, negative):
+    """ValueError where a profile that is guided gets no negative prompt."""
+    if negative is None and profile.cfg != 1:
+        raise ValueError(f"negative is not connected, and {profile.title} is sampled at CFG {profile.cfg:g}, which needs one. Connect it.")
+
+
+def is_zero(prompt):
+    """Whether a CONDITIONING is one of core's ConditioningZeroOut."""
+    return not any(entry[0].count_nonzero() for entry in prompt)
+
+
+def with_guidance(profile, prompt):
+    """CONDITIONING with the embedded guidance of a profile that has one, unless the prompt has its own."""
+    if profile.guidance is None or any("guidance" in entry[1] for entry in prompt):
+        return prompt
+    return node_helpers.conditioning_set_values(prompt, {"guidance": profile.guidance})
 
 
 class TurboSampling(io.ComfyNode):
@@ -82,7 +101,7 @@ class TurboStages(io.ComfyNode):
             inputs=[HIGH, LOW, PROFILE, STEPS, DENOISE, LATENT],
             outputs=[
                 io.Model.Output("high_model", display_name="high_model", tooltip="For the first SamplerCustom, with noise added."),
-                io.Model.Output("low_model", display_name="low_model", tooltip="For the second, without: add_noise off."),
+                io.Model.Output("low_model", display_name="low_model", tooltip="For the second, without: add_noise off. No noise mask."),
                 SAMPLER,
                 io.Sigmas.Output("high_sigmas", display_name="high_sigmas", tooltip="Of the first: down to where the second takes over."),
                 io.Sigmas.Output("low_sigmas", display_name="low_sigmas", tooltip="Of the second: from there to 0."),
@@ -135,15 +154,13 @@ class TurboKSampler(io.ComfyNode):
             runs = list(zip((high, low), sigmas))
         else:
             choice = wiring.choose(model, profile, steps)
+            sampling.check_empty(choice.profile, latent_image)
             high = wiring.prepared(model, choice, denoise, latent_image)
             wiring.check_one_network(choice.profile, high.sigmas)
             runs = [(high, high.sigmas)]
-        chosen = high.choice.profile
-        if negative is None and high.cfg != 1:
-            raise ValueError(f"negative is not connected, and {chosen.title} is sampled at CFG {high.cfg:g}, which needs one. Connect it.")
-        if chosen.guidance is not None and not any("guidance" in entry[1] for entry in positive):
-            positive = node_helpers.conditioning_set_values(positive, {"guidance": chosen.guidance})
-        latent = wiring.sampled(runs, positive, positive if negative is None else negative, latent_image, seed)
+        check_negative(high.choice.profile, negative)
+        positive = with_guidance(high.choice.profile, positive)
+        latent = sampling.sampled(runs, positive, positive if negative is None else negative, latent_image, seed)
         return io.NodeOutput(latent, high.text, ui=show(cls, high.text))
 
 
@@ -166,7 +183,8 @@ class TurboCheck(io.ComfyNode):
                 io.Float.Input("cfg", optional=True, force_input=True, tooltip="At which CFG. Not connected: not looked at."),
                 io.Conditioning.Input(
                     "negative", optional=True,
-                    tooltip="A negative prompt with words in it, to be told whether it has any effect. Not connected: not looked at.",
+                    tooltip="A negative prompt with words in it, to be told if it has no effect: an empty text looks like any other here, a zeroed-out "
+                    "one counts as none. Not connected: not looked at.",
                 ),
                 io.Boolean.Input(
                     "when_sampling", default=True, optional=True, advanced=True,
@@ -187,7 +205,7 @@ class TurboCheck(io.ComfyNode):
     @classmethod
     def execute(cls, model, profile, sampler=None, sigmas=None, cfg=None, negative=None, when_sampling=True) -> io.NodeOutput:
         choice = wiring.choose(model, profile)
-        found = wiring.problems_of(model, choice.profile, sampler, sigmas, cfg, negative is not None or None)
+        found = wiring.problems_of(model, choice.profile, sampler, sigmas, cfg, negative and not is_zero(negative))
         wiring.refuse(found)
         if when_sampling:
             model = wiring.with_check(model, choice.profile)

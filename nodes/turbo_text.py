@@ -50,6 +50,8 @@ def _knobs(knobs):
 def _guidance(profile):
     low, high = profile.cfg_range
     bears = f", {low:g} to {high:g} are possible" if high > low else ""
-    negative = "a negative prompt is used" if profile.negative else "a negative prompt has no effect"
+    negative = "a negative prompt has no effect"
+    if profile.negative:
+        negative = "a negative prompt is used" if profile.cfg > 1 else "a negative prompt has an effect only above 1"
     embedded = f" Embedded guidance {profile.guidance:g}: FluxGuidance on the positive prompt." if profile.guidance is not None else ""
     return f"CFG {profile.cfg:g}{bears}; {negative}.{embedded}"

@@ -23,7 +23,7 @@ BASES = {
     "sd2": Base("Stable Diffusion 2.1", ("SD20", "LotusD"), "eps"),
     "sdxl": Base("SDXL", ("SDXL", "SDXL_instructpix2pix"), "eps"),
     "ssd-1b": Base("SSD-1B", ("SSD1B",), "eps"),
-    "sd3": Base("Stable Diffusion 3 Medium", ("SD3",), "flow", {"depth": 24}),
+    "sd3": Base("Stable Diffusion 3 Medium", ("SD3",), "flow", {"depth": 24, "x_block_self_attn_layers": []}),  # 3.5 Medium has some
     "sd35-large": Base("Stable Diffusion 3.5 Large", ("SD3",), "flow", {"depth": 38}),
     "pixart": Base("PixArt-alpha", ("PixArtAlpha",), "eps"),
     "flux": Base("Flux.1 dev", ("Flux", "FluxInpaint"), "flow"),

@@ -6,14 +6,17 @@ from itertools import pairwise
 from .bases import BASES
 from .profile import Shift
 
-FAR = 2.0  # by how much cfg may be above the range before the picture is certainly burnt
+FAR = 4.0  # by how much cfg may be above the range before the picture is certainly burnt beyond use
 SAME_SHIFT = 0.05  # relative: templates write 3.1 for 3
 SAME_SIGMA = 0.02  # relative
 
 
 @dataclass(frozen=True)
 class Problem:
-    """severity: "error" where the result would certainly be noise or wrong, else "warning". remedy: what to do about it."""
+    """severity: "error" where the result would certainly be noise or wrong, else "warning". remedy: what to do about it.
+
+    A cfg a little too high only oversaturates, and merged fine-tunes are run at 3 to 3.5: up to FAR above the range is a warning.
+    """
 
     severity: str
     text: str
@@ -26,18 +29,21 @@ def problems(
     """[Problem, ...] of what is known of a graph; None is not known.
 
     steps: how many a whole run takes. shift: of the MODEL's flow, as ModelSamplingSD3 counts it. sigmas: (n + 1,), those of the
-    run. sampler: its name. base: key of BASES, or several that the MODEL may be. prediction: what the MODEL is set to predict.
+    run, where they rise throughout from clean to noise: those of an inversion, of which levels, steps and end are not looked at; none
+    where there is no step. sampler: its name. base: key of BASES, or several that the MODEL may be. prediction: what the MODEL is set to predict.
     negative: whether a negative prompt with words in it is connected. expected: what ``sigmas_of`` gives for the same run.
     """
+    values = [] if sigmas is None else [float(sigma) for sigma in sigmas]
+    rises = len(values) > 1 and all(after > before for before, after in pairwise(values))
     found = [
         _base(profile, base),
         _prediction(profile, prediction),
-        _steps(profile, steps),
+        None if rises else _steps(profile, steps),
         _cfg(profile, cfg),
         _shift(profile, shift),
         _sampler(profile, sampler),
         _negative(profile, negative, cfg),
-        *_sigmas(profile, sigmas, expected),
+        *([] if rises or len(values) < 2 else _sigmas(profile, values, expected)),
     ]
     return sorted((problem for problem in found if problem), key=lambda problem: problem.severity)
 
@@ -106,10 +112,7 @@ def _negative(profile, negative, cfg):
     return Problem("warning", f"The negative prompt has no effect: {reason}.", "Leave it empty, or say it in the positive prompt.")
 
 
-def _sigmas(profile, sigmas, expected):
-    if sigmas is None:
-        return
-    values = [float(sigma) for sigma in sigmas]
+def _sigmas(profile, values, expected):
     remedy = "Use the SIGMAS that Turbo Sampling puts out."
     if any(after >= before for before, after in pairwise(values)) or values[-1] < 0:
         yield Problem("error", "The noise levels do not fall from step to step.", remedy)

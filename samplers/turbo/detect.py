@@ -16,6 +16,13 @@ PARTS = re.compile(
 DOWN = re.compile(r"(\.lora_(down|A)(\.default)?(\.weight)?|[._]lora\.down\.weight|\.lora_linear_layer\.down\.weight)$")
 UP = re.compile(r"(\.lora_(up|B)(\.default)?(\.weight)?|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight)$")
 SAME_LAYERS = {"flux": ("flux", "flux-schnell"), "wan21": ("wan21", "wan22")}  # bases that no LoRA's keys can tell apart
+GENERIC = re.compile(r"(pytorch_lora_weights|(diffusion_)?pytorch_model|adapter_model|model|unet|transformer|lora)([-_.].*)?$")
+DEDISTILLED = re.compile(r"(open|libre)[-_. ]?flux|dedistill|(^|[^a-z])de[-_. ]distill|(un|non)[-_. ]?distill")
+TECHNICAL = re.compile(  # words of three letters and more that say how a file was made, and nothing of what it paints
+    "safetensors|sft|ckpt|gguf|bin|lo(ra|con|ha|kr)s?|rank|dim|comfy(ui)?v?|kijai|converted|pruned|scaled|mixed|fro|avg|dynamic|adaptive|"
+    "quantile|resized|extracted|bidirect|noise|high|low|cfg|steps?|base|edit|image|video|dev|dmd|nvfp|int|convrot|weights|model|checkpoint|"
+    "unet|diffusers|full|final|beta|alpha|official|the_v|sdv|sdxl|ssd|wan|ltx|flux|xl|turbo_lora|unlocked|preview|emaonly|ema|heun|learned"
+)
 UNET = r"^(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks)_"
 
 
@@ -57,17 +64,22 @@ def candidates(shapes, metadata, filename):
     """[(profile key, steps or None, why), ...], best first: profiles that a file's name or metadata speak for.
 
     shapes: {key: shape} of a LoRA; empty for a checkpoint, or where nothing is known of the layers. metadata: {name: text} of its
-    header. A profile for another base than the layers show is left out. steps: where the file is for one number of steps.
+    header. filename: with folders or without; the folder speaks where the name is one that every trainer gives. A profile for another
+    base than the layers show is left out, and of LoRAs one that a style may be called after: see ``speaks_for``. steps: where the
+    file is for one number of steps.
     """
     bases = bases_of_lora(shapes)
-    texts = [("its name is", PurePath(filename).name)]
+    if is_dedistilled(filename):
+        return []
+    *folder, name = telling(filename).split("/")
+    texts = [("its folder is", folder[0]) if folder else ("its name is", name)]
     texts += [(f"its metadata says {name}", metadata[name]) for name in ("ss_output_name", "modelspec.title") if metadata.get(name)]
     found = []
     for profile in PROFILES.values():
         if (bases and profile.base not in bases) or (shapes and profile.form == "checkpoint"):
             continue
         for rank, (where, text) in enumerate(texts):
-            match = next(filter(None, (re.search(name, text.lower()) for name in profile.names)), None)
+            match = speaks_for(profile, text.lower())
             if match:
                 steps = match.groupdict().get("steps")
                 layers = f", and its layers are those of {BASES[profile.base].title}" if bases else ""
@@ -75,6 +87,37 @@ def candidates(shapes, metadata, filename):
                 found.append((rank, match.start() - match.end(), entry))
                 break
     return [entry for _, _, entry in sorted(found, key=lambda each: each[:2])]
+
+
+def speaks_for(profile, text):
+    """The match of one of the profile's patterns in a text of lower case, or None.
+
+    Where a profile may be a LoRA's and the text has no number of steps, it may have no words besides the pattern's own and technical
+    ones: flash_sdxl_photography is of a camera.
+    """
+    for name in profile.names:
+        match = re.search(name, text)
+        if match is None:
+            continue
+        if profile.form == "checkpoint" or match.groupdict().get("steps"):
+            return match
+        own = re.sub("[^a-z]", "", name)
+        if all(word in own or TECHNICAL.fullmatch(word) for word in re.findall("[a-z]{3,}", text)):
+            return match
+    return None
+
+
+def telling(filename):
+    """The name of a file, with its folder before it, joined by /, where the name itself is one that trainers give to all: GENERIC."""
+    parts = PurePath(filename.replace("\\", "/")).parts
+    folder = next((part for part in reversed(parts[:-1]) if not GENERIC.match(part.lower())), "")
+    name = parts[-1] if parts else ""
+    return f"{folder}/{name}" if folder.strip("/") and GENERIC.match(name.lower()) else name
+
+
+def is_dedistilled(filename):
+    """Whether the name of a file, folders or not, says that its distillation was undone: OpenFLUX, LibreFLUX, de-distilled."""
+    return DEDISTILLED.search(telling(filename).lower()) is not None
 
 
 def _widths(found, pattern, side=0):

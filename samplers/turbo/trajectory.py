@@ -8,6 +8,7 @@ from ..core import check_sigmas
 from ..schedules.distilled import lcm_timesteps
 from ..schedules.timesteps import levels_between
 
+TRAINED_AT = 1000  # timesteps of every network that is no flow; profiles name them by number
 DISTILLED_AT = 50  # timesteps of LCM's and TCD's distillation, of which their schedulers pick; original_inference_steps
 ON_LEVEL = 1e-4  # as a share of the model's time, a tenth of a timestep: denoise 0.5 includes the level at 0.5
 
@@ -19,8 +20,8 @@ def sigmas_of(profile, steps, path, table, denoise=1.0, tokens=None):
     float64 (see schedules/timesteps.py); None where it has none. tokens: how many its transformer makes of one latent.
     denoise: above 0, at most 1. Below 1 a student that knows "listed" levels only gets those at or below that share of its time.
     One that knows "any" gets the last steps * denoise of the run, rounded down, or up on flow, as diffusers' image-to-image
-    pipelines do; with spacing "lcm" it gets all its steps within the share, as LCMScheduler's strength does. ValueError that
-    names what is offered.
+    pipelines do; with spacing "lcm" it gets all its steps within the share, as LCMScheduler's strength does. A student that starts
+    from unit noise runs whole or not at all. ValueError that names what is offered.
     """
     check_run(profile, steps, path, table, denoise)
     if profile.spacing == "lcm":
@@ -51,6 +52,27 @@ def check_run(profile, steps, path, table, denoise):
             f"the profile {profile.key} names timesteps, and this model has none: it was trained on continuous noise levels. Choose "
             "another profile."
         )
+    if denoise < 1 and profile.knobs.get("start") == "unit_noise":
+        raise ValueError(
+            f"denoise is {denoise:g}: the student of the profile {profile.key} makes a picture of noise alone and cannot take one to "
+            "change. Set denoise to 1 on an empty latent, or choose a profile of several steps."
+        )
+    check_table(profile, table)
+
+
+def check_table(profile, table):
+    """ValueError where a profile counts timesteps and the table has others than it means.
+
+    Core's ModelSamplingDiscrete leaves every 20th, 19 to 999, for lcm. These are the ones that LCM's timesteps are picked from; but
+    TCD goes below them, and every other profile counts them all.
+    """
+    counts = not profile.is_flow and profile.unit != "sigmas"
+    if not counts or len(table) == TRAINED_AT or (len(table) == DISTILLED_AT and (profile.spacing, profile.sampler) == ("lcm", "lcm")):
+        return
+    raise ValueError(
+        f"the profile {profile.key} counts {TRAINED_AT} timesteps, and this model has {len(table)}, as ComfyUI's ModelSamplingDiscrete "
+        "node leaves with lcm. Connect the MODEL from before that node."
+    )
 
 
 def listed(numbers):

@@ -45,13 +45,14 @@ WORK = {  # pictures, and steps of each sampling run; guided, a step is two eval
     "37-turbo-img2img": (3, [(2, 2), (3, 3)]),
     "38-turbo-inpaint": (3, [(4, 4)]),
     "39-turbo-lora": (4, [(4, 4)]),
+    "42-turbo-edit": (3, [(4, 8)]),  # two prompts a step
     "26-guider": (4, [(20, range(24, 30))]),
     "23-discriminator": (8, [25, 6, 6, 6]),
 }
 PLOTS = {  # their picture is a plot, and larger
     "21-adaptive", "02-compare", "16-parallel", "04-sweep", "13-solvers", "27-cache-dit", "28-cache-unet", "29-cache-parts",
     "05-four-steps", "30-token-pruning", "31-cache-video", "32-distill", "33-guidance-free", "34-turbo-loras",
-    "36-turbo", "38-turbo-inpaint",
+    "36-turbo", "38-turbo-inpaint", "42-turbo-edit",
 }  # fmt: skip
 
 
