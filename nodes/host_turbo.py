@@ -10,6 +10,7 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.samplers
 import comfy.utils
+import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -190,7 +191,7 @@ def is_ours(path):
 def path_of(name):
     """The file that Load Turbo LoRA lists under this name. ValueError where there is none."""
     if name not in BUNDLED:
-        return Path(lora_path(name))
+        return Path(folder_paths.get_full_path("loras", name) or lora_path(name))
     path = MODELS / BUNDLED[name]
     if not path.is_file():
         raise ValueError(

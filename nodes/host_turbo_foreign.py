@@ -24,8 +24,8 @@ TEXT_ENCODERS = ("lora_te", "text_encoder", "lora_prior_te")  # how the names of
 
 @dataclass(frozen=True)
 class File:
-    """tensors, header: as core's loader reads them. name: of the file, without folders. place: with the folder that it is in, as many
-    are published under a name that says nothing.
+    """tensors, header: as core's loader reads them. name: of the file, without folders. place: with those
+    below the loras folder, joined by /, as many are published under a name that says nothing.
     """
 
     tensors: dict
@@ -41,7 +41,7 @@ class File:
 def read(path, listed):
     """The File at ``path``. listed: its name in ComfyUI's list, with the folders below the loras folder."""
     tensors, header = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-    return File(tensors, header or {}, Path(path).name, "/".join(Path(listed).parts[-2:]))
+    return File(tensors, header or {}, Path(path).name, Path(listed).as_posix())
 
 
 def choose(file, model, key=AUTO, steps=0):

@@ -38,6 +38,7 @@ def test_what_is_not_known_is_no_problem():
         (PROFILES["sdxl-lightning-1step"], {"prediction": "eps"}, "error", ["predicts x0", "predict eps"]),
         (DMD2, {"cfg": 7.0}, "error", ["cfg 1", "7", "burns"]),
         (DMD2, {"cfg": 1.5}, "warning", ["cfg 1", "1.5"]),
+        (DMD2, {"cfg": 3.5}, "warning", ["cfg 1", "3.5"]),  # a merged fine-tune: oversaturated, no noise
         (PROFILES["hyper-sdxl-cfg"], {"cfg": 1.0}, "warning", ["5 to 8"]),
         (PROFILES["hyper-sdxl-cfg"], {"cfg": 30.0}, "error", ["5 to 8", "30"]),
         (DMD2, {"steps": 20}, "warning", ["4 steps", "20"]),
@@ -47,6 +48,7 @@ def test_what_is_not_known_is_no_problem():
         (PROFILES["pcm-sdxl-smallcfg"], {"negative": True, "cfg": 1.0}, "warning", ["negative", "cfg is 1"]),
         (KLEIN, {"sigmas": torch.tensor([14.6, 4.0, 0.0])}, "error", ["14.6", "none above 1"]),
         (DMD2, {"sigmas": torch.tensor([4.0, 4.0, 0.0])}, "error", ["do not fall"]),
+        (DMD2, {"sigmas": torch.tensor([14.6, 1.0, 4.0, 0.0])}, "error", ["do not fall"]),
         (DMD2, {"sigmas": torch.tensor([14.6, 4.0])}, "warning", ["4", "noise is left"]),
     ],
 )
@@ -64,6 +66,8 @@ def test_each_contradiction_is_found_and_named(profile, known, severity, words):
         (PROFILES["qwen-image-lightning"], {"shift": 3.1}),  # as ComfyUI's templates have it
         (KLEIN, {"shift": 99.0}),  # it goes by size
         (WAN, {"sigmas": torch.tensor([1.0, 0.9375, 0.8333])}),  # the high-noise half of a pair
+        (DMD2, {"sigmas": torch.tensor([0.0, 0.3, 5.0, 9.0]), "steps": 3, "expected": torch.tensor([14.6, 0.0])}),  # an inversion
+        (DMD2, {"sigmas": torch.zeros(0), "expected": torch.tensor([14.6, 0.0])}),
     ],
 )
 def test_what_is_right_is_let_pass(profile, known):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from comfyui_distillery.samplers.turbo import PROFILES, base_of_lora, candidates
 from comfyui_distillery.samplers.turbo.bases import BASES, bases_of_model
-from comfyui_distillery.samplers.turbo.detect import bases_of_lora
+from comfyui_distillery.samplers.turbo.detect import bases_of_lora, is_dedistilled
 from safetensors import safe_open
 
 from .lora_layouts import FLUX, LAYERS, RANK, comfyui, kohya, kohya_diffusers, lora, peft, sd3, unet, wan
@@ -112,6 +112,14 @@ def test_what_no_profile_is_for_is_no_base(shapes):
         ("wan21", "Wan21_CausVid_14B_T2V_lora_rank32.safetensors", "causvid-wan21", None),
         ("wan21-1.3b", "Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors", "causvid-wan21-1.3b", None),
         ("flux2", "Flux_2-Turbo-LoRA_comfyui.safetensors", "flux2-turbo", None),
+        ("flux2", "Flux2TurboComfyv2.safetensors", "flux2-turbo", None),
+        ("wan21", "Wan21_CausVid_14B_T2V_lora_rank32_v1_5_no_first_block.safetensors", "causvid-wan21", None),
+        ("wan21", "Wan21_I2V_14B_lightx2v_cfg_step_distill_lora_adaptive_rank_quantile_0.15_bf16.safetensors", "wan21-lightx2v", None),
+        ("wan21-1.3b", "Wan2.1-T2V-1.3B-Self-Forcing-DMD-FP16-LoRA-Rank32.safetensors", "self-forcing-wan21-1.3b", None),
+        ("ltx2", "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors", "ltx2-distilled", None),
+        ("sdxl", "LCM_LoRA_Weights_SDXL.safetensors", "lcm-lora-sdxl", None),
+        ("sdxl", "TCD-SDXL-LoRA/pytorch_lora_weights.safetensors", "tcd-sdxl", None),
+        ("sdxl", "flash-sdxl/pytorch_lora_weights.safetensors", "flash-sdxl", None),
         ("flux", "FLUX.1-Turbo-Alpha.safetensors", "flux-turbo-alpha", None),
         ("ltx2", "ltx-2-19b-distilled-lora-384.safetensors", "ltx2-distilled", None),
         ("ltxv", "ltxv-13b-0.9.7-distilled-lora128.safetensors", "ltxv-distilled", None),
@@ -122,7 +130,7 @@ def test_published_loras_are_told_by_name_and_layers(base, name, key, steps):
     for layout in (kohya, peft):
         (found, count, why), *others = candidates(layout(base), {}, name)
         assert (found, count) == (key, steps) and not others
-        assert name.split("/")[-1] in why and BASES[PROFILES[key].base].title in why
+        assert any(part in why for part in name.split("/")) and BASES[PROFILES[key].base].title in why
 
 
 @pytest.mark.parametrize(
@@ -150,6 +158,9 @@ def test_published_loras_are_told_by_name_and_layers(base, name, key, steps):
         ("flux1-dev.safetensors", []),
         ("Chroma1-HD-fp8mixed.safetensors", []),
         ("Chroma1-Flash.safetensors", ["chroma-flash"]),
+        ("chroma-unlocked-v47-flash-heun-8steps-cfg1_float8_e4m3fn_scaled_learned.safetensors", ["chroma-flash"]),
+        ("hunyuan_video_FastVideo_720_fp8_e4m3fn.safetensors", ["hunyuan-fast"]),
+        ("fast_hunyuan_video_t2v_720p_bf16.safetensors", ["hunyuan-fast"]),
         ("qwen_image_fp8_e4m3fn.safetensors", []),
         ("v1-5-pruned-emaonly.safetensors", []),
         ("", []),
@@ -169,6 +180,65 @@ def test_a_style_lora_for_a_distilled_checkpoint_is_no_turbo_lora():
     assert candidates(peft("z-image"), {}, "pixel_art_style_z_image_turbo.safetensors") == []
 
 
+@pytest.mark.parametrize(
+    "base, name",
+    [
+        ("sdxl", "the_flash_sdxl.safetensors"),
+        ("sd15", "camera_flash_sd15.safetensors"),
+        ("sdxl", "flash_sdxl_photography.safetensors"),
+        ("hunyuan-video", "hunyuan_video_fast_motion.safetensors"),
+        ("qwen-image", "qwen-image-lightning-storm.safetensors"),
+        ("wan21-1.3b", "self_forcing_style.safetensors"),
+        ("chroma", "chroma_camera_flash.safetensors"),
+        ("sdxl", "lightning_storm_style.safetensors"),
+        ("sdxl", "lightning_mage_sdxl_4step_tutorial.safetensors"),
+        ("sdxl", "turbo_car.safetensors"),
+        ("sdxl", "lcm_lora_anime_style.safetensors"),
+        ("sd15", "lcm_style_sd15.safetensors"),
+        ("flux", "flux_turbo_alpha_wolf.safetensors"),
+        (None, "chroma_flash_photography.safetensors"),
+    ],
+)
+def test_a_style_that_is_called_like_a_distilled_model_is_none(base, name):
+    assert candidates(kohya(base) if base in LAYERS else {}, {}, name) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lcm-lora-sdxl/pytorch_lora_weights.safetensors",
+        "/home/somebody/models/loras/lcm-lora-sdxl/pytorch_lora_weights.safetensors",
+        "loras\\lcm-lora-sdxl\\pytorch_lora_weights.safetensors",
+        "lcm-lora-sdxl/unet/diffusion_pytorch_model.fp16.safetensors",
+    ],
+)
+def test_the_folder_speaks_for_a_name_that_every_trainer_gives(name):
+    ((key, _, why),) = candidates(kohya("sdxl"), {}, name)
+    assert key == "lcm-lora-sdxl" and why.startswith("its folder is lcm-lora-sdxl,")
+    assert candidates(kohya("sdxl"), {}, "lcm-lora-sdxl/dogs.safetensors") == []
+    assert candidates(kohya("sdxl"), {}, "pytorch_lora_weights.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    "name, is_undone",
+    [
+        ("OpenFLUX.1.safetensors", True),
+        ("open-flux-schnell-fp8.safetensors", True),
+        ("checkpoints/LibreFLUX.safetensors", True),
+        ("Flux.1-schnell-dedistilled.safetensors", True),
+        ("flux_schnell_de-distilled.safetensors", True),
+        ("LibreFLUX/transformer/diffusion_pytorch_model.safetensors", True),
+        ("flux1-schnell-fp8.safetensors", False),
+        ("ltx-2-19b-distilled.safetensors", False),
+        ("wide_distilled.safetensors", False),
+        ("", False),
+    ],
+)
+def test_a_model_whose_distillation_was_undone_is_no_distilled_one(name, is_undone):
+    assert is_dedistilled(name) is is_undone
+    assert not (is_undone and candidates({}, {}, name))
+
+
 def test_metadata_speaks_where_the_name_does_not_and_the_name_comes_first():
     metadata = {"ss_output_name": "sdxl_lightning_4step_lora", "modelspec.title": "Hyper-SDXL-8steps-lora"}
     ((key, steps, why), *_) = candidates(kohya("sdxl"), metadata, "fast.safetensors")
@@ -184,7 +254,9 @@ def test_metadata_speaks_where_the_name_does_not_and_the_name_comes_first():
     "core, config, bases",
     [
         ("SDXL", {"model_channels": 320}, ("sdxl",)),
-        ("SD3", {"depth": 38}, ("sd35-large",)),
+        ("SD3", {"depth": 24, "x_block_self_attn_layers": []}, ("sd3",)),
+        ("SD3", {"depth": 24, "x_block_self_attn_layers": list(range(13))}, ()),  # 3.5 Medium
+        ("SD3", {"depth": 38, "x_block_self_attn_layers": []}, ("sd35-large",)),
         ("FluxSchnell", {"hidden_size": 3072}, ("flux-schnell",)),
         ("FluxSchnell", {"hidden_size": 128}, ("shapes-dit",)),
         ("SD15", {"model_channels": 64}, ("shapes-unet",)),

@@ -89,8 +89,8 @@ def test_trailing_profiles_visit_the_timesteps_of_euler_and_ddim(profile, steps)
 
 
 @pytest.mark.parametrize("key", ["sd-turbo", "sdxl-turbo"])
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_the_four_levels_of_add_are_those_of_trailing(key, steps):
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_levels_of_add_are_those_of_trailing(key, steps):
     theirs = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")
     theirs.set_timesteps(steps)
     assert torch.equal(ours(PROFILES[key], steps), at(theirs.timesteps))
@@ -266,6 +266,8 @@ def test_every_part_of_every_run_falls_to_0_and_listed_levels_stay_listed(key):
         ("dmd2-sdxl", 4, 0.2, "Raise denoise to 0.25"),
         ("hyper-sdxl", 2, 0.4, "Raise denoise to 0.5 or more, or steps"),
         ("lcm-lora-sdxl", 8, 0.1, "raise denoise to 0.16"),
+        ("dmd2-sdxl-1step", 1, 0.85, "denoise is 0.85: .* of noise alone"),
+        ("hyper-sdxl-1step", 1, 0.99, "Set denoise to 1 on an empty latent"),
     ],
 )
 def test_errors_name_what_is_offered(key, steps, denoise, message):

@@ -16,12 +16,15 @@ PARTS = re.compile(
 DOWN = re.compile(r"(\.lora_(down|A)(\.default)?(\.weight)?|[._]lora\.down\.weight|\.lora_linear_layer\.down\.weight)$")
 UP = re.compile(r"(\.lora_(up|B)(\.default)?(\.weight)?|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight)$")
 SAME_LAYERS = {"flux": ("flux", "flux-schnell"), "wan21": ("wan21", "wan22")}  # bases that no LoRA's keys can tell apart
-GENERIC = re.compile(r"(pytorch_lora_weights|(diffusion_)?pytorch_model|adapter_model|model|unet|transformer|lora)([-_.].*)?$")
+GENERIC = re.compile(  # names that every trainer gives
+    r"(pytorch_lora_weights|(diffusion_)?pytorch_model|adapter_model|model|unet|transformer|lora)(\.(fp16|bf16|fp32))?(-\d+-of-\d+)?"
+    r"(\.(safetensors|sft|bin|ckpt|pt))?$"
+)
 DEDISTILLED = re.compile(r"(open|libre)[-_. ]?flux|dedistill|(^|[^a-z])de[-_. ]distill|(un|non)[-_. ]?distill")
-TECHNICAL = re.compile(  # words of three letters and more that say how a file was made, and nothing of what it paints
-    "safetensors|sft|ckpt|gguf|bin|lo(ra|con|ha|kr)s?|rank|dim|comfy(ui)?v?|kijai|converted|pruned|scaled|mixed|fro|avg|dynamic|adaptive|"
-    "quantile|resized|extracted|bidirect|noise|high|low|cfg|steps?|base|edit|image|video|dev|dmd|nvfp|int|convrot|weights|model|checkpoint|"
-    "unet|diffusers|full|final|beta|alpha|official|the_v|sdv|sdxl|ssd|wan|ltx|flux|xl|turbo_lora|unlocked|preview|emaonly|ema|heun|learned"
+TECHNICAL = re.compile(  # words of three letters and more that tell how a file was made or what it is for, and nothing of a style
+    "safetensors|sft|ckpt|gguf|bin|lo(ra|con|ha|kr)s?|rank|dim|comfy(ui)?v?|kijai|diffusers|official|converted|pruned|extracted|resized|"
+    "scaled|mixed|float|dynamic|adaptive|quantile|fro|avg|nvfp|int|convrot|svdq|ema|weights|model|checkpoint|unet|full|final|learned|"
+    "bidirect|first|block|cfg|cfgdistill|steps?|noise|high|low|dmd|sid|heun|unlocked|base|dev|edit|image|video|sdv|sdxl|ssd|wan|ltxv?|flux"
 )
 UNET = r"^(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks)_"
 
@@ -102,7 +105,8 @@ def speaks_for(profile, text):
         if profile.form == "checkpoint" or match.groupdict().get("steps"):
             return match
         own = re.sub("[^a-z]", "", name)
-        if all(word in own or TECHNICAL.fullmatch(word) for word in re.findall("[a-z]{3,}", text)):
+        words = (word for part in (text[: match.start()], match[0], text[match.end() :]) for word in re.findall("[a-z]{3,}", part))
+        if all(word in own or TECHNICAL.fullmatch(word) for word in words):
             return match
     return None
 

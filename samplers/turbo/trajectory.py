@@ -52,12 +52,12 @@ def check_run(profile, steps, path, table, denoise):
             f"the profile {profile.key} names timesteps, and this model has none: it was trained on continuous noise levels. Choose "
             "another profile."
         )
+    check_table(profile, table)
     if denoise < 1 and profile.knobs.get("start") == "unit_noise":
         raise ValueError(
             f"denoise is {denoise:g}: the student of the profile {profile.key} makes a picture of noise alone and cannot take one to "
             "change. Set denoise to 1 on an empty latent, or choose a profile of several steps."
         )
-    check_table(profile, table)
 
 
 def check_table(profile, table):

@@ -6,7 +6,7 @@ import tiny
 import torch
 from comfy_execution.graph import ExecutionBlocker
 from comfyui_distillery.distill.formats import Profile, to_file, write
-from comfyui_distillery.nodes import host_turbo
+from comfyui_distillery.nodes import host_turbo, host_turbo_models
 from comfyui_distillery.nodes.host_lora_formats import names_to_write
 from comfyui_distillery.samplers.turbo import PROFILES
 from training_cases import built, lora_for
@@ -15,7 +15,7 @@ from turbo_cases import at_timesteps, by_name, custom, latent_for, quick, stand_
 
 @pytest.fixture(autouse=True)
 def loras(tmp_path, monkeypatch):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors", ".pt"}))
     return tmp_path
 
 
@@ -99,6 +99,47 @@ def test_a_lora_of_one_s_own_is_known_after_it_on_any_model(nodes, name, sigmas)
     assert "Nothing contradicts" in tiny.run(nodes["Distillery_TurboCheck"], model=patched, profile="auto", sigmas=levels, cfg=cfg)[5]
     with pytest.raises(ValueError, match="negative is not connected"):
         quick(nodes, patched, shape)
+
+
+def test_a_folder_tells_what_a_name_does_not(nodes, sdxl, loras):
+    """LCM, TCD and Flash are published as pytorch_lora_weights.safetensors."""
+    (loras / "sdxl" / "lcm-lora-sdxl").mkdir(parents=True)
+    listed = "sdxl/lcm-lora-sdxl/pytorch_lora_weights.safetensors"
+    write(loras / listed, tensors_for(sdxl[0]), {})
+    assert "LCM" in loaded(nodes, sdxl[0], listed)[4].splitlines()[1]
+
+
+def test_a_pickled_file_is_loaded_as_core_does(nodes, sdxl, loras):
+    model, shape = sdxl
+    torch.save(tensors_for(model), loras / "sdxl_lightning_4step_lora.pt")
+    patched, sampler, sigmas, cfg, *_ = loaded(nodes, model, "sdxl_lightning_4step_lora.pt")
+    core = by_core(nodes, model, "sdxl_lightning_4step_lora.pt", 1.0)
+    given = sampler, sigmas, cfg, latent_for(shape)
+    tiny.assert_same(custom(nodes, patched, *given), custom(nodes, core, *given))
+
+
+def test_at_strength_0_there_is_no_mark_and_no_shift(nodes, sdxl, loras):
+    write(loras / "sdxl_lightning_4step_lora.safetensors", tensors_for(sdxl[0]), {})
+    plain = loaded(nodes, sdxl[0], "sdxl_lightning_4step_lora.safetensors", strength=0.0)[0]
+    demo, _, _ = tiny.run(nodes["Distillery_LoadDemoModel"], name="shapes-dit")
+    bundled = loaded(nodes, demo, "bundled: shapes-turbo-dit", strength=0.0)[0]
+    video, _ = stand_in("wan22")
+    write(loras / "Wan21_CausVid_14B_T2V_lora.safetensors", tensors_for(video, "core"), {})
+    assert loaded(nodes, video, "Wan21_CausVid_14B_T2V_lora.safetensors", strength=0.0)[0] is video
+    for model in (plain, bundled):
+        assert host_turbo_models.carried(model) is None
+
+
+def test_of_two_the_later_decides_and_says_so(nodes, sdxl, loras):
+    for name in ("sdxl_lightning_4step_lora", "dmd2_sdxl_4step_lora"):
+        write(loras / f"{name}.safetensors", tensors_for(sdxl[0]), {})
+    first, *_, text, _ = loaded(nodes, sdxl[0], "sdxl_lightning_4step_lora.safetensors")
+    assert "already" not in text
+    second, *_, text, _ = loaded(nodes, first, "dmd2_sdxl_4step_lora.safetensors")
+    assert "came with a turbo LoRA already, for SDXL-Lightning: the later decides how it is sampled, DMD2" in text
+    assert host_turbo_models.carried(second).profile.key == "dmd2-sdxl"
+    off, *_, text, _ = loaded(nodes, first, "dmd2_sdxl_4step_lora.safetensors", strength=0.0)
+    assert host_turbo_models.carried(off).profile.key == "sdxl-lightning" and "already" not in text
 
 
 def test_a_file_that_nothing_tells_of_needs_its_profile_chosen(nodes, sdxl, loras):

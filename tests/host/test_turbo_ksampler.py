@@ -80,6 +80,14 @@ def test_inpainting_keeps_what_is_not_masked(nodes, schnell):
     assert (made[..., 4:] - picture["samples"][..., 4:]).abs().mean() > 0.1
 
 
+@pytest.mark.parametrize("key", ["dmd2-sdxl-1step", "hyper-sdxl-1step"])
+def test_a_picture_is_refused_where_the_one_step_begins_at_pure_noise(nodes, sdxl, key):
+    model, shape = sdxl
+    with pytest.raises(ValueError, match="latent_image is a picture's latent.*pure noise only.*Connect an empty latent"):
+        quick(nodes, model, shape, key, latent=latent_for(shape, seed=7))
+    assert quick(nodes, model, shape, key)[0].isfinite().all()
+
+
 # Two networks
 
 
@@ -117,6 +125,23 @@ def test_a_pair_is_sampled_as_two_custom_graphs_split_at_the_boundary(nodes, pai
     whole_run = custom(nodes, patched, sampler, torch.cat([first, second[1:]]), cfg, latent)
     torch.testing.assert_close(same, whole_run, rtol=1e-3, atol=1e-4)  # one network in two runs is one run
     assert not torch.allclose(made, same, rtol=1e-2)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_pair_inpaints_as_one_run_does(nodes, pair, soft):
+    """One network given twice is one run, also where the mask is neither 0 nor 1."""
+    high, low, shape = pair
+    mask = torch.zeros(1, 64, 64)
+    mask[..., 32:] = 0.5 if soft else 1
+    picture = {**latent_for(shape, seed=7), "noise_mask": mask}
+    kept = torch.zeros(shape[-1], dtype=torch.bool)
+    kept[: shape[-1] // 2] = True
+    made, _ = quick(nodes, high, shape, "wan22-t2v-lightx2v", latent=picture, low_noise_model=low)
+    same, _ = quick(nodes, high, shape, "wan22-t2v-lightx2v", latent=picture, low_noise_model=high)
+    one, _ = quick(nodes, high, shape, "wan21-lightx2v", latent=picture)  # of the same steps, shift and sampler
+    torch.testing.assert_close(made[..., kept], picture["samples"][..., kept], rtol=0, atol=1e-4)
+    assert (made[..., ~kept] - picture["samples"][..., ~kept]).abs().mean() > 0.1
+    torch.testing.assert_close(same, one, rtol=1e-4, atol=1e-4)
 
 
 def test_half_a_pair_is_refused_where_both_are_needed(nodes, pair):

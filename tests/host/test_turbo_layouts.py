@@ -9,6 +9,7 @@ import comfy.samplers
 import comfy.supported_models
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscreteDistilled
 from comfyui_distillery.samplers.path import Path
 from comfyui_distillery.samplers.solvers import SOLVERS
 from comfyui_distillery.samplers.turbo import BASES, PROFILES, base_of_lora, bases_of_model, sigmas_of
@@ -41,10 +42,10 @@ def flux2(width, depth, single):
             "depth_single_blocks": single, "mlp_ratio": 3.0}  # fmt: skip
 
 
-def sd3(depth):
+def sd3(depth, self_attention=()):
     context = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64 * depth}}
     return {**SD3, "depth": depth, "num_blocks": depth, "adm_in_channels": 2048, "context_embedder_config": context,
-            "x_block_self_attn_layers": []}  # fmt: skip
+            "x_block_self_attn_layers": list(self_attention)}  # fmt: skip
 
 
 def wan(width, heads):
@@ -114,6 +115,29 @@ def test_the_base_is_told_by_every_name_that_core_has_for_its_layers(base):
         assert base_of_lora(file) == told, prefix
         attention = {key: shape for key, shape in file.items() if "attn" in key or "attention" in key}
         assert base in bases_of_lora(attention), f"{prefix}, attention only"
+
+
+def test_sd35_medium_has_the_depth_of_sd3_medium_and_is_another():
+    config = sd3(24, range(13))
+    assert bases_of_model("SD3", config) == ()
+    assert all(bases_of_lora(file) == () for file in layouts("SD3", config).values())
+
+
+@pytest.mark.parametrize("key", [key for key, profile in PROFILES.items() if profile.prediction in ("eps", "v", "x0")])
+@pytest.mark.parametrize("denoise", [1.0, 0.6])
+def test_on_the_50_levels_of_cores_lcm_patch_a_run_is_the_same_or_refused(key, denoise):
+    profile, runs = PROFILES[key], []
+    steps = max(profile.steps)
+    for kind in (comfy.model_sampling.ModelSamplingDiscrete, ModelSamplingDiscreteDistilled):
+        sampling = type("Sampling", (kind, comfy.model_sampling.EPS), {})()
+        sampling.zsnr = None
+        runs.append((Path("v" if profile.prediction == "v" else "eps", log_sigmas=sampling.log_sigmas), sampling.sigmas.double()))
+    if profile.spacing == "lcm" and profile.sampler == "lcm":
+        whole, distilled = [sigmas_of(profile, steps, *run, denoise) for run in runs]
+        assert torch.allclose(distilled, whole, rtol=1e-6, atol=0)
+    elif profile.unit != "sigmas":
+        with pytest.raises(ValueError, match="counts 1000 timesteps, and this model has 50, as ComfyUI's ModelSamplingDiscrete"):
+            sigmas_of(profile, steps, *runs[1], denoise)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import comfy.supported_models
 import pytest
 import tiny
 import torch
-from comfyui_distillery.nodes import host_turbo_models, host_turbo_sampling
+from comfyui_distillery.nodes import host_turbo_models, host_turbo_sampling, turbo_text
 from comfyui_distillery.samplers.turbo import PROFILES
 from training_cases import ARCHITECTURES
 from turbo_cases import at_timesteps, by_name, custom, from_file, latent_for, stand_in, turbo
@@ -119,6 +119,26 @@ def test_auto_goes_by_the_attachment_first_then_the_file_then_the_architecture(n
     after = nodes["ModelSamplingDiscrete"]().patch(lora, "eps", False)[0]  # any node that clones the MODEL
     assert "DMD2, SDXL, 4 steps in 4 steps: the LoRA dmd2 is for it" in turbo(nodes, after)[4]
     assert "Flux.1 schnell (LADD) in 4 steps: every Flux.1 schnell is distilled" in turbo(nodes, schnell[0])[4]
+
+
+@pytest.mark.parametrize("name", ["OpenFLUX.1.safetensors", "flux1-schnell-dedistilled.safetensors"])
+def test_auto_takes_no_model_for_distilled_whose_name_says_that_it_was_trained_back(nodes, schnell, name):
+    model = from_file(schnell[0], name)
+    with pytest.raises(ValueError, match=rf"its file is {name}\. If it is distilled, choose one of those for it: .*; if it is not, use KSampler"):
+        turbo(nodes, model)
+    assert "chosen" in turbo(nodes, model, "flux-schnell")[4]
+
+
+def test_the_text_says_whether_a_negative_prompt_is_used_at_the_cfg_that_comes_out(nodes, sdxl):
+    for key, words in (
+        ("hyper-sdxl-cfg", "CFG 5, 5 to 8 are possible; a negative prompt is used."),
+        ("hyper-sdxl", "a negative prompt has no effect."),
+    ):
+        assert words in turbo(nodes, sdxl[0], key)[4]
+    for key, profile in PROFILES.items():
+        if profile.negative and profile.cfg == 1:
+            choice = host_turbo_sampling.as_choice(profile, None, "chosen")
+            assert "a negative prompt has an effect only above 1" in turbo_text.chosen(choice, torch.tensor([1.0, 0.0])), key
 
 
 def test_a_file_s_number_of_steps_goes_with_its_profile(nodes, sdxl):
