@@ -34,7 +34,7 @@ def test_evaluations_are_those_of_the_network(nodes):
 def test_the_solver_benchmark_has_every_solver_at_every_budget(nodes, monkeypatch):
     monkeypatch.setattr(solvers, "GUIDANCE", (1.0,))
     result = solvers.measure(budgets=(6, 8), reference=8, pictures=1)
-    ours = {name for name, solver in SOLVERS.items() if not solver.stochastic}
+    ours = {name for name, solver in SOLVERS.items() if not solver.stochastic and solver.family != "turbo"}
     assert {row["solver"] for row in result.rows} == ours | {f"core {name}" for name in solvers.CORE}
     assert all(row["evaluations"] <= row["budget"] and 0 < row["error"] < 10 for row in result.rows)
     assert len(result.rows) == 4 * 2 * (len(ours) + len(solvers.CORE)) and len(result.table) == 4 * 2
