@@ -201,11 +201,11 @@ def problems_of(model, profile, sampler=None, sigmas=None, cfg=None, negative=No
     run has as many as are offered. A part of a run, of one network of two or below denoise 1, may have fewer. SIGMAS of less than
     one step, as of core's BasicScheduler at denoise 0, are no run.
     """
-    known = steps = None
+    known, steps, unread = None, None, []
     if sigmas is not None and len(sigmas) < 2:
         sigmas = None
     if sigmas is not None:
-        runs = [] if isinstance(profile.shift, Shift) else [levels(model, profile, count) for count in profile.steps]
+        runs, unread = expected_runs(model, profile)
         offered = sorted({sigma for run in runs for sigma in run.tolist()}, reverse=True)
         noisiest = offered[0] if offered else float(model.get_model_object("model_sampling").sigma_max)
         known = offered if offered and profile.trained == "listed" else None
@@ -215,7 +215,17 @@ def problems_of(model, profile, sampler=None, sigmas=None, cfg=None, negative=No
         profile, steps=steps, cfg=cfg, shift=shift_of(model), sigmas=sigmas, sampler=sampler and sampler_name(sampler),
         base=bases_of(model), prediction=prediction_of(model), negative=negative, expected=known,
     )  # fmt: skip
-    return found + lora_problems(model, profile)
+    return found + unread + lora_problems(model, profile)
+
+
+def expected_runs(model, profile):
+    """(SIGMAS of each number of steps, none where they go by the size; a Problem in a list where the MODEL's cannot be told)."""
+    if isinstance(profile.shift, Shift):
+        return [], []
+    try:
+        return [levels(model, profile, count) for count in profile.steps], []
+    except ValueError as reason:
+        return [], [Problem("warning", "The noise levels cannot be looked at:", str(reason))]
 
 
 def lora_problems(model, profile):

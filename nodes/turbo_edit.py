@@ -88,6 +88,11 @@ def edited(run, source, target, negative, latent, seed):
     return made | {"samples": found.to(comfy.model_management.intermediate_device())}
 
 
+def check_takes_pictures(profile):
+    if profile.knobs.get("start") == "unit_noise":
+        raise ValueError(f"{profile.title} makes a picture of pure noise only, and Turbo Edit changes one: choose a profile of several steps.")
+
+
 def check_picture(latent):
     samples = latent["samples"]
     if not any(part.any() for part in (samples.unbind() if samples.is_nested else [samples])):
@@ -137,6 +142,7 @@ class TurboEdit(io.ComfyNode):
     @classmethod
     def execute(cls, model, source, target, latent_image, profile, steps, seed, denoise, negative=None) -> io.NodeOutput:
         choice = wiring.choose(model, profile, steps)
+        check_takes_pictures(choice.profile)
         run = wiring.prepared(model, choice, denoise, latent_image)
         wiring.check_one_network(choice.profile, run.sigmas)
         check_negative(choice.profile, negative)

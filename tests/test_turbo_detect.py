@@ -231,6 +231,7 @@ def test_the_folder_speaks_for_a_name_that_every_trainer_gives(name):
         ("flux1-schnell-fp8.safetensors", False),
         ("ltx-2-19b-distilled.safetensors", False),
         ("wide_distilled.safetensors", False),
+        ("wan_fun_distill_lightx2v_4steps.safetensors", False),
         ("", False),
     ],
 )

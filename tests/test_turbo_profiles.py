@@ -17,7 +17,7 @@ from tools import turbo_table
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "samplers" / "turbo" / "profiles").glob("*.json"))
 OF_CORE = {"euler", "euler_ancestral", "heun", "lcm", "uni_pc"}  # what profiles use of ComfyUI's list; tests/host looks at the list
-FAMILIES = {  # what issue 8 names: keys that must be there
+FAMILIES = {  # keys that must be there
     "ADD": ["sd-turbo", "sdxl-turbo"],
     "LADD": ["sd3-turbo", "sd3.5-large-turbo", "flux-schnell"],
     "LCM": ["lcm-sd15", "lcm-sdxl", "lcm-ssd-1b", "lcm-lora-sd15", "lcm-lora-sdxl", "lcm-lora-ssd-1b"],

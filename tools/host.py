@@ -157,7 +157,7 @@ def side_by_side(python, arguments):
     """pytest's options for two files of tests at a time or more, where the whole suite is asked for and pytest-xdist is there."""
     if arguments or not call(python, "-c", "import xdist")[0]:
         return []
-    return ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadgroup"]
+    return ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]
 
 
 def become(command, environment):

@@ -29,7 +29,7 @@ REFUSED = {  # setting: (whether a value cannot be used, why)
     ),
     **dict.fromkeys(("shift", "flow_shift"), (lambda value: not is_number(value) or value <= 0, "it is a number above 0")),
     **dict.fromkeys(
-        ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"), (lambda value: not is_number(value), "it is a number")
+        ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"), (lambda value: value is not None and not is_number(value), "it is a number")
     ),
 }  # fmt: skip
 

@@ -106,7 +106,8 @@ def shift_for(name, scheduler, mu, tokens):
         raise ValueError("config has use_dynamic_shifting, which goes by the latent's size: connect latent, or give mu.")
     if mu is not None:
         return mu
-    known = {key: scheduler.config.get(key, default) for key, default in FLUX.items()}
+    given = {key: scheduler.config.get(key) for key in FLUX}
+    known = {key: default if given[key] is None else given[key] for key, default in FLUX.items()}
     if known["max_image_seq_len"] <= known["base_image_seq_len"]:
         raise ValueError(
             f"config: max_image_seq_len is {known['max_image_seq_len']}: it must be above base_image_seq_len, {known['base_image_seq_len']}."

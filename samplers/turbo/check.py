@@ -28,9 +28,9 @@ def problems(
 ):
     """[Problem, ...] of what is known of a graph; None is not known.
 
-    steps: how many a whole run takes. shift: of the MODEL's flow, as ModelSamplingSD3 counts it. sigmas: (n + 1,), those of the
-    run, where they rise throughout from clean to noise: those of an inversion, of which levels, steps and end are not looked at; none
-    where there is no step. sampler: its name. base: key of BASES, or several that the MODEL may be. prediction: what the MODEL is set to predict.
+    steps: how many a whole run takes. shift: of the MODEL's flow, as ModelSamplingSD3 counts it. sigmas: (n + 1,), of the
+    run. Where they rise throughout they are an inversion's: levels, steps and end are not looked at. Fewer than two are no run.
+    sampler: its name. base: key of BASES, or several that the MODEL may be. prediction: what the MODEL is set to predict.
     negative: whether a negative prompt with words in it is connected. expected: what ``sigmas_of`` gives for the same run.
     """
     values = [] if sigmas is None else [float(sigma) for sigma in sigmas]

@@ -20,7 +20,7 @@ GENERIC = re.compile(  # names that every trainer gives
     r"(pytorch_lora_weights|(diffusion_)?pytorch_model|adapter_model|model|unet|transformer|lora)(\.(fp16|bf16|fp32))?(-\d+-of-\d+)?"
     r"(\.(safetensors|sft|bin|ckpt|pt))?$"
 )
-DEDISTILLED = re.compile(r"(open|libre)[-_. ]?flux|dedistill|(^|[^a-z])de[-_. ]distill|(un|non)[-_. ]?distill")
+DEDISTILLED = re.compile(r"(open|libre)[-_. ]?flux|dedistill|(^|[^a-z])de[-_. ]distill|(^|[^a-z])(un|non)[-_. ]?distill")
 TECHNICAL = re.compile(  # words of three letters and more that tell how a file was made or what it is for, and nothing of a style
     "safetensors|sft|ckpt|gguf|bin|lo(ra|con|ha|kr)s?|rank|dim|comfy(ui)?v?|kijai|diffusers|official|converted|pruned|extracted|resized|"
     "scaled|mixed|float|dynamic|adaptive|quantile|fro|avg|nvfp|int|convrot|svdq|ema|weights|model|checkpoint|unet|full|final|learned|"

@@ -175,3 +175,11 @@ def test_warnings_of_a_run_go_to_the_log(nodes, sdxl, caplog):
     with caplog.at_level(logging.WARNING):
         custom(nodes, patched, by_name(nodes, "dpmpp_2m"), at_timesteps(model, 999, 749, 499, 249), 1.0, latent_for(shape))
     assert [record for record in caplog.records if "Turbo Check" in record.message and "dpmpp_2m" in record.message]
+
+
+def test_where_a_models_levels_cannot_be_told_the_check_says_so_and_lets_it_run(nodes, sdxl):
+    model, _ = sdxl
+    _, sampler, sigmas, cfg, _ = turbo(nodes, model, "tcd-sdxl")
+    (other,) = nodes["ModelSamplingDiscrete"]().patch(model, "lcm", False)
+    text = checked(nodes, other, "tcd-sdxl", sampler=sampler, sigmas=sigmas, cfg=cfg)[5]
+    assert "Warning: The noise levels cannot be looked at: the profile tcd-sdxl counts 1000 timesteps, and this model has 50" in text

@@ -184,3 +184,5 @@ def test_bad_input_is_refused(nodes, base):
     sdxl, shape = stand_in("sdxl")
     with pytest.raises(ValueError, match="negative is not connected.*CFG 5"):
         edit(nodes, sdxl, "hyper-sdxl-cfg", latent_for(shape, seed=7), negative=None)
+    with pytest.raises(ValueError, match="of pure noise only.*several steps"):
+        edit(nodes, sdxl, "dmd2-sdxl-1step", latent_for(shape, seed=7))
